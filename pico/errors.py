@@ -1,0 +1,16 @@
+"""The one exception for what a user can mend: it says what was wrong, where, and what to do."""
+
+
+class PicoError(Exception):
+    """A user-facing error. `what` happened, `where` (file, key, row), and how to `mend` it; shown without a traceback."""
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        super().__init__("\n".join(filter(None, [what, where and f"  where: {where}", mend and f"  mend:  {mend}"])))
+
+    def __reduce__(self) -> tuple:  # keyword-only arguments do not survive the default pickling between Ray processes
+        return (_rebuild, (self.what, self.where, self.mend))
+
+
+def _rebuild(what: str, where: str, mend: str) -> PicoError:
+    return PicoError(what, where=where, mend=mend)
