@@ -1,4 +1,4 @@
-"""The on-disk checkpoint: what training writes and everything else reads. Safetensors and JSON only; nothing is unpickled.
+"""The on-disk checkpoint: what training writes and everything else reads. No pickle.
 
     step_00000100/
         model.safetensors               parameters, under the names of the published pico-decoder
@@ -8,7 +8,8 @@
         learning_dynamics/*.safetensors {train,val}_{activations,gradients}
         manifest.json                   written last: sha256 and size of every other file
 
-A folder is written aside, flushed, and renamed, so a checkpoint exists whole or not at all; the manifest shows later damage.
+A folder is written aside, flushed, and renamed, so a checkpoint exists whole or not at all; the manifest shows later
+damage.
 """
 
 import shutil
@@ -70,8 +71,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise PicoError(f"{path} does not exist", mend="the checkpoint was written without it") from None
     except Exception as error:  # safetensors raises its own SafetensorError, OSError and ValueError for torn files
-        raise PicoError(f"{path} cannot be read as safetensors: {error}", mend="delete this checkpoint; training "
-                        "resumes from the one before it") from error
+        raise PicoError(
+            f"{path} cannot be read as safetensors: {error}",
+            mend="delete this checkpoint; training resumes from the one before it",
+        ) from error
 
 
 def write_checkpoint(
@@ -150,7 +153,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files}
+    entries = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files
+    }
     return {"format": 1, "files": entries}
-
-

@@ -2,7 +2,7 @@
 
 
 class PicoError(Exception):
-    """A user-facing error. `what` happened, `where` (file, key, row), and how to `mend` it; shown without a traceback."""
+    """What happened, where (file, key, row), and how to mend it; shown to the user without a traceback."""
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
         self.what, self.where, self.mend = what, where, mend

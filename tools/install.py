@@ -59,7 +59,9 @@ def main() -> None:
     environment = uv_environment(pip_settings(python)) | {"VIRTUAL_ENV": str(VENV)}
     uv = [str(VENV / "bin" / "uv"), "pip"]
     print("installing requirements.lock (a minute or two; a later call installs nothing)", flush=True)
-    subprocess.run([*uv, "install", "--compile-bytecode", "-r", "requirements.lock"], cwd=ROOT, env=environment, check=True)
+    subprocess.run(
+        [*uv, "install", "--compile-bytecode", "-r", "requirements.lock"], cwd=ROOT, env=environment, check=True
+    )
     subprocess.run([*uv, "install", "--quiet", "--no-deps", "-e", "."], cwd=ROOT, env=environment, check=True)
 
 

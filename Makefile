@@ -1,0 +1,30 @@
+# make repro   regenerate the suite of the scale in force, from raw documents to reports/index.html
+# make test    run the tests
+# Both install what they need into .venv first; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help install repro test lint clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml tools/install.py
+	@$(PYTHON) tools/install.py
+	@touch $@
+
+repro: $(STAMP)
+	@tools/repro.sh
+
+test: $(STAMP)
+	@python -m pytest
+
+lint: $(STAMP)
+	@ruff check . && ruff format --check . && mypy
+
+clean:
+	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

