@@ -12,6 +12,7 @@ A folder is written aside, flushed, and renamed, so a checkpoint exists whole or
 damage.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,24 +51,27 @@ class Checkpoint:
         """The DecoderConfig, as a dict."""
         return read_json(self.folder / "config.json")
 
-    def model(self) -> dict[str, Tensor]:
-        """All parameters by name."""
-        return read_tensors(self.folder / "model.safetensors")
+    def model(self, prefix: str = "") -> dict[str, Tensor]:
+        """The parameters by name: all, or those whose names start with `prefix`."""
+        return read_tensors(self.folder / "model.safetensors", prefix)
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimiser's state; see pico.train. Raises PicoError where this checkpoint has none."""
         return read_tensors(self.folder / "optimizer.safetensors")
 
-    def dynamics(self, split: str, kind: str) -> dict[str, Tensor]:
+    def dynamics(self, split: str, kind: str, prefix: str = "") -> dict[str, Tensor]:
         """Captured tensors by module or parameter name; split: train or val; kind: activations or gradients."""
-        return read_tensors(self.folder / DYNAMICS / f"{split}_{kind}.safetensors")
+        return read_tensors(self.folder / DYNAMICS / f"{split}_{kind}.safetensors", prefix)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file, memory-mapped. Raises PicoError naming a missing or torn file."""
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Reads the tensors whose names start with `prefix` from a safetensors file, memory-mapped.
+
+    Raises PicoError naming a missing or torn file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except FileNotFoundError:
         raise PicoError(f"{path} does not exist", mend="the checkpoint was written without it") from None
     except Exception as error:  # safetensors raises its own SafetensorError, OSError and ValueError for torn files
@@ -85,10 +89,12 @@ def write_checkpoint(
     trainer: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
     dynamics: Mapping[str, Mapping[str, Tensor]] | None = None,
+    dynamics_metadata: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Checkpoint:
     """Writes `folder` (`.../step_00000100`) whole or not at all, replacing what was there.
 
-    `dynamics` maps "train_activations" and the like to tensors by name. Raises PicoError when the disk is full.
+    `dynamics` maps "train_activations" and the like to tensors by name, `dynamics_metadata` to the strings that their
+    safetensors headers carry. Raises PicoError when the disk is full.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -98,7 +104,7 @@ def write_checkpoint(
         if optimizer is not None:
             _save(partial / "optimizer.safetensors", optimizer)
         for name, tensors in (dynamics or {}).items():
-            _save(partial / DYNAMICS / f"{name}.safetensors", tensors)
+            _save(partial / DYNAMICS / f"{name}.safetensors", tensors, (dynamics_metadata or {}).get(name))
         write_json(partial / "config.json", dict(config))
         write_json(partial / "trainer.json", dict(trainer))
         write_json(partial / MANIFEST, _manifest(partial))
@@ -145,10 +151,26 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Safetensors, in name order and contiguous, so that equal tensors give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}, path)
+    contents = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    save_file(contents, path, metadata=dict(metadata) if metadata else None)
+    if metadata and len(metadata) > 1:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors header in key order: the library writes them in a random one."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        data = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(data) > size:
+            raise AssertionError(f"{path}: a re-ordered header must not grow")
+        file.seek(8)
+        file.write(data.ljust(size))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

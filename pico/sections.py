@@ -123,6 +123,8 @@ class Packing(Section):
     """Share of documents, by hash, kept out of training."""
     heldout_rows: Positive
     """At most this many held-out rows a domain are kept."""
+    max_domain_bytes: Positive | None
+    """Of a domain with more UTF-8 text, a random sample of documents of this size is used; null for all of it."""
     rows_per_shard: Positive
     """Rows of one Parquet file; the published data set has 20,480."""
     seed: int

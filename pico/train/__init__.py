@@ -1,0 +1,1 @@
+"""Pretraining: the loop, its schedules, what is captured and kept, and its spread over processes."""

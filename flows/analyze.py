@@ -1,0 +1,111 @@
+"""Stage `analyze`: metrics of every checkpoint of one model, compared with its last, previous and first."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from flows.stage import Stage, run
+from pico.analysis.engine import analysis_folder, analyze_run, find_checkpoints
+from pico.analysis.table import read_table
+from pico.checkpoint import Checkpoint
+from pico.config import Analysis
+from pico.errors import PicoError
+from pico.files import publish
+
+DATA = Path("data")
+
+
+@task
+def choose(source: Path) -> list[Checkpoint]:
+    """The checkpoints to be analysed: all finished ones."""
+    return find_checkpoints(source)
+
+
+@task
+def measure(stage: Stage, source: Path, model: str, settings: Analysis, folder: Path) -> list[Path]:
+    """Every layer of every checkpoint, spread over processes; what was finished before an interruption is kept."""
+    if kept := len(list(folder.glob("step_*.parquet"))):
+        stage.logger.info("Found %d analysed checkpoints from an earlier run", kept)
+    with stage.ray(), _bar(stage, model) as report:
+        return analyze_run(source, model, settings.metrics, settings.components, folder, report=report)
+
+
+@task
+def summarize(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Mean of each metric over layers, heads and splits: one row a module or circuit and type of data."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in read_table(folder).to_pylist():
+        if row["step"] == step and row["value"] is not None:
+            key = (json.loads(row["params"]).get("module", row["component"]), row["data_type"])
+            values.setdefault(key, {}).setdefault(row["metric"], []).append(row["value"])
+    metrics = sorted({metric for found in values.values() for metric in found})
+    return [
+        {"of": of, "data": data_type} | {metric: _mean(found.get(metric)) for metric in metrics}
+        for (of, data_type), found in sorted(values.items())
+    ]
+
+
+def _mean(values: list[float] | None) -> float | None:
+    """To four figures; None where the metric does not apply."""
+    return float(f"{sum(values) / len(values):.4g}") if values else None
+
+
+@contextmanager
+def _bar(stage: Stage, model: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives `report(done, total)`: a bar on a terminal, lines elsewhere, and Prefect's progress artifact."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} layers/s" if task.speed else "")
+
+    announced, terminal = 0, sys.stderr.isatty()
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TextColumn("layers"),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as shown,
+        stage.progress(f"analyze-progress-{model}", f"Analysis of {model}") as update,
+    ):
+        line = shown.add_task(f"analyze {model}", total=None)
+
+        def report(done: int, total: int) -> None:
+            nonlocal announced
+            shown.update(line, completed=done, total=total)
+            update(done / total)
+            if not terminal and (quarter := 4 * done // total) > announced:
+                announced = quarter
+                stage.logger.info("%s: %d of %d layers measured", model, done, total)
+
+        yield report
+
+
+def analyze(stage: Stage) -> None:
+    """Measures into a working folder and publishes it as `data/analysis/SCALE/MODEL/`."""
+    model, params = stage.model, stage.params
+    if model is None:
+        raise PicoError("stage analyze runs once per model", mend="give one: python -m flows.analyze --model NAME")
+    source = DATA / "models" / params.suite.scale / model
+    target = DATA / "analysis" / params.suite.scale / model
+    found = choose(source)
+    folder = analysis_folder(source, model, params.analysis.metrics, params.analysis.components)
+    measure(stage, source, model, params.analysis, folder)
+    rows = summarize(folder, found[-1].step)
+    publish(folder, target)
+    stage.table(f"analyze-{model}", rows, f"Mean over layers, heads and splits at step {found[-1].step} of {model}")
+    stage.link(f"analyze-data-{model}", target, "One Parquet file a checkpoint")
+
+
+if __name__ == "__main__":
+    run("analyze", analyze)

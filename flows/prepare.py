@@ -1,0 +1,89 @@
+"""Stage `prepare`: tokenizer, held-out sets, packed and shuffled token shards."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from flows import environment
+from flows.stage import Stage, run
+from pico.data.prepare import prepare as prepare_tokens
+from pico.files import read_json, write_json
+
+DOCUMENTS, TOKENS, ACCOUNT = Path("data/documents"), Path("data/tokens"), Path("reports/data.json")
+
+RAY_BYTES = 2**30
+"""Text from which Ray is worth its start-up; below, the tokenizer's own threads have finished sooner."""
+
+
+def prepare(stage: Stage) -> None:
+    params = stage.params
+    size = sum(entry["bytes"] for entry in read_json(DOCUMENTS / "sources.json"))
+    on_ray = size >= RAY_BYTES
+    if "TOKENIZERS_PARALLELISM" in environment.SET_BY_US:  # on Ray, tasks take the processors; here, threads do
+        os.environ["TOKENIZERS_PARALLELISM"] = "false" if on_ray else "true"
+    with stage.ray() if on_ray else nullcontext(), _progress(stage, size) as progress:
+        account = prepare_tokens(
+            DOCUMENTS,
+            TOKENS,
+            tokenizer=params.tokenizer,
+            packing=params.packing,
+            vocab_size=params.model.vocab_size,
+            step=task,
+            progress=progress,
+        )
+    write_json(ACCOUNT, account)
+    total = account["total"]
+    stage.logger.info(
+        "%s documents (%s exact duplicates dropped), %s tokens, %s training rows of %s",
+        f"{total['documents']:,}", f"{total['duplicates_dropped']:,}", f"{total['tokens']:,}",
+        f"{total['train_rows']:,}", account["row_tokens"],
+    )  # fmt: skip
+    stage.table("prepare-domains", _table(account), "What became of each domain")
+    stage.link("prepare-tokens", TOKENS, "Tokenizer, shards and held-out rows")
+
+
+def _table(account: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line a domain, and one for all."""
+    return [
+        {
+            "domain": domain,
+            "documents": entry["documents"],
+            "duplicates dropped": entry["duplicates_dropped"],
+            "tokens": entry["tokens"],
+            "bytes per token": round(entry["bytes_per_token"], 3),
+            "held-out rows": entry["heldout_rows"],
+            "unigram bits per byte": round(account["unigram"].get(domain, float("nan")), 3),
+        }
+        for domain, entry in [*sorted(account["domains"].items()), ("all", account["total"])]
+    ]
+
+
+@contextmanager
+def _progress(stage: Stage, size: int) -> Iterator[Callable[[float], None]]:
+    """A bar on the terminal, and Prefect's progress artifact; told the fraction of the text that is tokenized."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with (
+        stage.progress("prepare", "Tokenizing") as artifact,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        line = bar.add_task("tokenizing", total=size)
+
+        def update(fraction: float) -> None:
+            bar.update(line, completed=int(fraction * size))
+            artifact(fraction)
+            if not console.is_terminal:
+                stage.logger.info("tokenized %.0f of %.0f MB", fraction * size / 1e6, size / 1e6)
+
+        yield update
+
+
+if __name__ == "__main__":
+    run("prepare", prepare)

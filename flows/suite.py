@@ -1,0 +1,223 @@
+"""Runs the whole DVC graph with independent stages side by side; `dvc repro` does the same one after another.
+
+`python -m flows.suite [--jobs N] [STAGE ...]`. Each stage is `dvc repro --single-item` in a process of its own, which
+DVC keeps apart with its lock. dvc.lock ends with the bytes that `dvc repro` gives.
+"""
+
+import argparse
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.stage import Stage, execute, leave
+from pico.config import load_params
+from pico.errors import PicoError
+
+LOGS = Path("runs/suite")
+STOP_SECONDS = 60
+"""How long stages may take to save and leave after Ctrl-C before they are killed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stage names in the order in which `dvc repro` runs them, and of each the names that it depends on."""
+
+    order: list[str]
+    needs: dict[str, set[str]]
+
+
+@dataclass
+class Running:
+    """The processes of the stages under way, so that they can be interrupted together."""
+
+    environment: dict[str, str]
+    processes: set[subprocess.Popen] = field(default_factory=set)
+    stopping: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, command: list[str]) -> subprocess.Popen:
+        with self.lock:
+            if self.stopping:
+                raise RuntimeError("the suite is being stopped")
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # `stop` decides what reaches it
+            )
+            self.processes.add(process)
+        return process
+
+    def stop(self) -> None:
+        """Interrupts all as Ctrl-C would, waits for them to save and leave, and kills what remains."""
+        with self.lock:
+            self.stopping = True
+            processes = list(self.processes)
+        for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGKILL, 5)):
+            for process in processes:
+                if process.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, number)
+            deadline = time.monotonic() + seconds
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, deadline - time.monotonic()))
+
+
+def read_plan(targets: list[str]) -> Plan:
+    """The graph of dvc.yaml, expanded by its matrices: all of it, or `targets` and what they depend on."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    try:
+        with Repo() as repo:
+            graph = get_active_graph(repo.index.graph)
+            stages = collect_stages(repo, targets or ["dvc.yaml"])
+            order = plan_repro(graph, stages)
+            return Plan([s.addressing for s in order], {s.addressing: {d.addressing for d in graph[s]} for s in order})
+    except DvcException as error:
+        raise PicoError(f"DVC cannot read the graph: {error}", where="dvc.yaml", mend="see: dvc repro --dry") from error
+
+
+def lock_order(path: Path = Path("dvc.lock")) -> list[str]:
+    """The stage names in dvc.lock, in their order there; empty where there is none."""
+    from dvc.utils.serialize import load_yaml
+
+    return list(load_yaml(path).get("stages") or {}) if path.is_file() else []
+
+
+def order_lock(before: list[str], plan: Plan, path: Path = Path("dvc.lock")) -> None:
+    """Orders dvc.lock as `dvc repro` leaves it: entries stay where they were, new ones follow in plan order."""
+    from dvc.utils.serialize import modify_yaml
+
+    now = lock_order(path)
+    rank = {name: place for place, name in enumerate([*before, *(n for n in plan.order if n not in set(before))])}
+    wanted = sorted(now, key=lambda name: rank.get(name, len(rank)))
+    if wanted == now:
+        return
+    with modify_yaml(path) as data:
+        stages = data["stages"]
+        entries = {name: stages.pop(name) for name in now}
+        for name in wanted:
+            stages[name] = entries[name]
+
+
+@task
+def reproduce(name: str, running: Running, finished: "queue.Queue[str]") -> dict[str, Any]:
+    """Runs one stage through DVC, its output to the task's log and to runs/suite/; gives a row of the table."""
+    from prefect import get_run_logger
+
+    logger, log, begin = get_run_logger(), LOGS / f"{name.replace('/', '_')}.log", time.monotonic()
+    outcome = "unchanged"
+    try:
+        process = running.start([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name])
+        with open(log, "w", encoding="utf-8") as file:
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                outcome = _outcome(line) or outcome
+                if text := line.strip():
+                    logger.info(text)
+        if process.wait():
+            raise PicoError(
+                f"stage {name} failed (status {process.returncode})", where=str(log), mend=f"dvc repro {name}"
+            )
+        return {"stage": name, "outcome": outcome, "seconds": round(time.monotonic() - begin, 1)}
+    finally:
+        finished.put(name)
+
+
+def _outcome(line: str) -> str | None:
+    if line.startswith("Running stage"):
+        return "ran"
+    return "from the run cache" if "is cached - skipping run" in line else None
+
+
+def _stage_environment() -> dict[str, str]:
+    """This process's, with its own `python` first on the path, and the Prefect server that this flow run uses."""
+    from prefect.context import FlowRunContext
+
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    context = FlowRunContext.get()
+    server = {"PREFECT_API_URL": str(context.client.api_url)} if context else {}
+    return {**os.environ, **server, "PATH": path}
+
+
+def walk(stage: Stage, plan: Plan) -> None:
+    """Starts every stage as soon as what it depends on is done and a place is free; publishes a table at the end.
+
+    A failed stage holds back what depends on it; the others finish. Raises PicoError that names both kinds.
+    """
+    LOGS.mkdir(parents=True, exist_ok=True)
+    finished: queue.Queue[str] = queue.Queue()
+    running = Running(_stage_environment())
+    futures: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    failed: set[str] = set()
+    before = lock_order()
+    try:
+        while True:
+            for name in plan.order:
+                if name not in futures and plan.needs[name] <= rows.keys():
+                    futures[name] = reproduce.with_options(task_run_name=name).submit(name, running, finished)
+            if len(rows) + len(failed) == len(futures):
+                break
+            name = finished.get()
+            state = futures[name].wait() or futures[name].state
+            if state.is_completed():
+                rows[name] = state.result()
+            else:
+                failed.add(name)
+    except BaseException:
+        running.stop()
+        raise
+    finally:
+        order_lock(before, plan)
+    held_back = [name for name in plan.order if name not in futures]
+    table = [
+        rows.get(name, {"stage": name, "outcome": "failed" if name in failed else "not run", "seconds": None})
+        for name in plan.order
+    ]
+    stage.table("suite", table, "What became of every stage of the graph")
+    if failed:
+        raise PicoError(
+            f"{len(failed)} of {len(plan.order)} stages failed: {', '.join(n for n in plan.order if n in failed)}"
+            + (f"\n  not run, because they depend on it: {', '.join(held_back)}" if held_back else ""),
+            where=", ".join(str(LOGS / f"{n.replace('/', '_')}.log") for n in plan.order if n in failed),
+            mend="mend what the log says and run the same command again: finished stages are kept",
+        )
+
+
+def main() -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m flows.suite", description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", metavar="STAGE", help="only these and what they need (default: all)")
+    parser.add_argument("--jobs", type=int, default=2, help="stages at a time (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    try:
+        params, plan = load_params(), read_plan(arguments.targets)
+    except PicoError as error:
+        leave("suite", error)
+    execute(Stage("suite", params), lambda stage: walk(stage, plan), task_runner=ThreadPoolTaskRunner(arguments.jobs))
+
+
+if __name__ == "__main__":
+    main()

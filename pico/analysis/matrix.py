@@ -1,0 +1,186 @@
+"""One matrix and what metrics share of it: spectrum, centred rows, sorted magnitudes; each computed once, when needed.
+
+Everything is float64 whatever the input's type. A matrix may be given by two factors, as the OV circuit is; then all
+that does not depend on the basis of the columns comes from a small matrix with the same inner products between rows.
+"""
+
+import math
+import sys
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+EPS64 = float(np.finfo(np.float64).eps)
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+class Matrix:
+    """n rows (samples) by p columns (features). Make one with `Matrix.of(array)` or `Matrix.product(left, right)`.
+
+    The spectrum and all comparisons are taken of `unit`, the matrix over a power of two near its largest entry: that is
+    exact, and squares of squares neither overflow nor vanish.
+    """
+
+    def __init__(
+        self, features: Array, *, p: int, dtype: str, right: Array | None = None, left: Array | None = None
+    ) -> None:
+        self.features = features
+        """(n, k), k <= p: rows with the inner products of the matrix's rows; where it is dense, the matrix itself."""
+        self.n, self.p, self.dtype = len(features), p, dtype
+        self._left, self._right = left, right
+
+    @classmethod
+    def of(cls, array: Any) -> "Matrix":
+        """From a numpy or torch array of any float type; see `pico.analysis.compute` for shapes."""
+        if isinstance(array, Matrix):
+            return array
+        values, dtype = _float64(array)
+        if values.ndim != 2:
+            values = values.reshape(-1, 1) if values.ndim < 2 else values.reshape(math.prod(values.shape[:-1]), -1)
+        return cls(values, p=values.shape[1], dtype=dtype)
+
+    @classmethod
+    def product(cls, left: Any, right: Any, dtype: str | None = None) -> "Matrix":
+        """`left @ right` for left (n, k) and right (k, p), without forming it unless entries are asked for.
+
+        With right^T = QR, left @ R^T has the rows of the product in the orthonormal basis Q: the same singular values,
+        distances and inner products, in k columns instead of p. `dtype`: the type of the data, if not that of `left`.
+        """
+        (a, own), (b, _) = _float64(left), _float64(right)
+        dtype = dtype or own
+        if a.shape[1] >= b.shape[1] or not np.isfinite(b).all():
+            return cls(a @ b, p=b.shape[1], dtype=dtype)
+        return cls(a @ triangle(b.T).T, p=b.shape[1], dtype=dtype, left=a, right=b)
+
+    @cached_property
+    def values(self) -> Array:
+        """(n, p): the entries."""
+        if self._left is None or self._right is None:
+            return self.features
+        return self._left @ self._right
+
+    @cached_property
+    def _largest(self) -> float:
+        """The largest absolute entry of `features`; NaN or infinite where any entry is."""
+        return float(max(np.max(self.features, initial=0.0), -np.min(self.features, initial=0.0)))
+
+    @property
+    def finite(self) -> bool:
+        """No NaN and no infinity."""
+        return bool(np.isfinite(self._largest))
+
+    @property
+    def largest_rank(self) -> int:
+        """The structural rank: the largest that the shape, or the factors, allow."""
+        return min(self.features.shape)
+
+    @cached_property
+    def exponent(self) -> int:
+        """The power of two that `unit` is divided by."""
+        return int(np.frexp(self._largest)[1])
+
+    @cached_property
+    def unit(self) -> Array:
+        """(n, k): `features` / 2^exponent."""
+        return shifted(self.features, -self.exponent)
+
+    def scaled(self, value: float) -> float:
+        """Brings a length measured on `unit` back to the matrix's own scale."""
+        return float(np.ldexp(value, self.exponent))
+
+    @cached_property
+    def spectrum(self) -> Array:
+        """(min(n, k),): singular values of `unit`, descending, from the float64 Gram matrix of the smaller side.
+
+        Squaring costs half of float64's digits: values under sqrt(side * eps) of the largest cannot be told from 0, and
+        are 0. States carry float32's digits, so nothing of theirs is lost; and this is many times faster than SVD.
+        """
+        return singular_values(self.unit)
+
+    @cached_property
+    def rank(self) -> int:
+        """The numerical rank: singular values over 4 sqrt(max(n, p)) eps_float32 of the largest.
+
+        That is what rounding every entry once to float32 can fake: a matrix of rounding errors has norm of order
+        eps * sqrt(max) * rms. The customary max(n, p) * eps would call ordinary square weights of width 1536 deficient.
+        """
+        spectrum = self.spectrum
+        return int((spectrum > 4 * np.sqrt(max(self.n, self.p)) * EPS32 * spectrum[0]).sum()) if spectrum[0] > 0 else 0
+
+    @cached_property
+    def centred(self) -> Array:
+        """(n, k): `unit` less its column means; all 0 where nothing but rounding is left of it."""
+        rows = self.unit - self.unit.mean(axis=0)
+        if np.linalg.norm(rows) <= self.n * EPS64 * np.linalg.norm(self.unit):
+            return np.zeros_like(rows)
+        return rows
+
+    @cached_property
+    def row_energy(self) -> Array:
+        """(n,): squared lengths of the centred rows: the diagonal of the centred Gram matrix."""
+        return np.einsum("ij,ij->i", self.centred, self.centred)
+
+    @cached_property
+    def gram(self) -> Array:
+        """(n, n): inner products of the centred rows."""
+        return self.centred @ self.centred.T
+
+    @cached_property
+    def gram_energy(self) -> float:
+        """The squared Frobenius norm of `gram`, from the smaller side."""
+        if self.centred.shape[1] < self.n:
+            return _energy(self.centred.T @ self.centred)
+        return _energy(self.gram)
+
+    def unit_values(self) -> Array:
+        """(n, p): the entries on the scale of `unit`; not kept."""
+        if self._left is None or self._right is None:
+            return self.unit
+        return shifted(self._left, -self.exponent) @ self._right
+
+    @cached_property
+    def magnitudes(self) -> NDArray:
+        """(n * p,): absolute entries on the scale of `unit`, ascending; in float32, unless the data are wider.
+
+        Sorting is the dearest step on wide activations; in float32, which holds every stored entry, it takes half.
+        """
+        narrow = self.dtype in ("float32", "bfloat16", "float16")
+        entries = np.abs(self.unit_values()).astype(np.float32 if narrow else np.float64)
+        return np.sort(entries, axis=None)
+
+
+def shifted(array: Array, exponent: int) -> Array:
+    """`array` * 2^exponent, exactly."""
+    if abs(exponent) < 1000:
+        return array * 2.0**exponent
+    return np.ldexp(array, exponent)  # slower, but the factor itself would overflow
+
+
+def triangle(array: Array) -> Array:
+    """R of array = QR: (min(shape), columns)."""
+    return np.asarray(np.linalg.qr(array, mode="r"))
+
+
+def singular_values(rows: Array) -> Array:
+    """Singular values of a (n, k) matrix, descending, from its smaller side's Gram matrix; see `Matrix.spectrum`."""
+    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    squares = np.linalg.eigvalsh(gram)[::-1]
+    squares = np.where(squares > len(gram) * EPS64 * squares[:1], squares, 0.0)
+    return np.sqrt(squares)
+
+
+def _energy(array: Array) -> float:
+    return float(np.vdot(array, array))
+
+
+def _float64(array: Any) -> tuple[Array, str]:
+    """The array in float64 and the name of its own type. torch is not imported for it: who has a tensor has torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return array.detach().cpu().to(torch.float64).numpy(), str(array.dtype).removeprefix("torch.")
+    array = np.asarray(array)
+    return array.astype(np.float64), str(array.dtype)

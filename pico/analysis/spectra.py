@@ -1,0 +1,82 @@
+"""Metrics of one matrix's singular values and norms. One spectrum per matrix feeds them all; see `Matrix.spectrum`."""
+
+import numpy as np
+
+from pico.analysis.matrix import Array, Matrix
+from pico.analysis.registry import Undefined, metric
+
+
+def _spectrum(x: Matrix) -> Array:
+    if x.spectrum[0] == 0:
+        raise Undefined("zero")
+    return x.spectrum
+
+
+@metric(definition="exp(-sum p ln p), p = s / sum s", source="Roy & Vetterli 2007", types="AWG", spectral=True)
+def effective_rank(x: Matrix) -> float:
+    """The number of equal singular values that would have the same entropy."""
+    spectrum = _spectrum(x)
+    share = spectrum[spectrum > 0] / spectrum.sum()  # 0 ln 0 = 0
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+@metric(
+    definition="effective rank / structural rank (min(n, p), or fewer where the factors allow fewer)",
+    source="Diehl Martinez et al. 2024, arXiv 2410.11451",
+    types="AWG",
+    spectral=True,
+)
+def per(x: Matrix) -> float:
+    """Proportional effective rank."""
+    return effective_rank(x) / x.largest_rank
+
+
+@metric(definition="|X|_F^2 / s_1^2", source="Rudelson & Vershynin 2007", types="AWG", spectral=True)
+def stable_rank(x: Matrix) -> float:
+    """A rank that tiny singular values do not change."""
+    spectrum = _spectrum(x)
+    return float(np.sum((spectrum / spectrum[0]) ** 2))
+
+
+@metric(definition="(sum l)^2 / sum l^2, l = s^2", source="Gao et al. 2017", types="AWG", spectral=True)
+def participation_ratio(x: Matrix) -> float:
+    """The number of directions among which variance is shared."""
+    power = (_spectrum(x) / x.spectrum[0]) ** 2
+    return float(power.sum() ** 2 / np.sum(power**2))
+
+
+@metric(definition="s_1 / s_r over the numerical rank r", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+def condition_number(x: Matrix) -> tuple[float, str]:
+    """Largest over smallest singular value that is not rounding noise; where there is such, `rank_deficient`."""
+    spectrum = _spectrum(x)
+    return float(spectrum[0] / spectrum[x.rank - 1]), "ok" if x.rank == x.largest_rank else "rank_deficient"
+
+
+@metric(definition="s_1", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+def spectral_norm(x: Matrix) -> float:
+    """The largest singular value."""
+    return x.scaled(x.spectrum[0])
+
+
+@metric(definition="sum s", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+def nuclear_norm(x: Matrix) -> float:
+    """The sum of the singular values."""
+    return x.scaled(x.spectrum.sum())
+
+
+@metric(definition="sqrt(sum x_ij^2)", source="Golub & Van Loan 2013", types="AWG")
+def frobenius_norm(x: Matrix) -> float:
+    """The length of the matrix as one long vector."""
+    return x.scaled(float(np.linalg.norm(x.unit)))
+
+
+@metric(definition="max |x_ij|", source="Golub & Van Loan 2013", types="AWG")
+def max_abs(x: Matrix) -> float:
+    """The largest entry."""
+    return float(np.max(np.abs(x.values)))
+
+
+@metric(definition="max_i sum_j |x_ij|", source="Golub & Van Loan 2013", types="AWG")
+def inf_operator_norm(x: Matrix) -> float:
+    """The operator norm from l_inf to l_inf: the largest absolute row sum."""
+    return float(np.max(np.sum(np.abs(x.values), axis=1)))

@@ -1,0 +1,147 @@
+"""The `pico` command. What is heavy is imported by the subcommand that needs it, so that `pico --help` is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pico.errors import PicoError
+
+
+class _Group(TyperGroup):
+    """Shows a PicoError as its message, and ends with status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PicoError as error:
+            print(f"pico: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Pico: a laboratory in which small language models are made and understood.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="the first free one", metavar="N")]
+
+
+@app.command()
+def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = None) -> None:
+    """Start the lab: a Prefect server and a Ray head, on loopback, which all stages then share."""
+    root = project_root()
+    from flows.lab import Ports
+    from flows.lab import up as start
+
+    start(root, Ports(prefect_port, ray_port, dashboard_port))
+    _show_status(root)
+
+
+@app.command()
+def down() -> None:
+    """Stop the lab: what `pico up` started in this checkout, and nothing else."""
+    root = project_root()
+    from flows.lab import down as stop
+
+    stopped = stop(root)
+    print(f"stopped: {', '.join(stopped)}" if stopped else "the lab was not up")
+
+
+@app.command()
+def status(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only set the exit status.")] = False) -> None:
+    """Show what of the lab is up, and where; the exit status is 0 if all of it is, 3 if not."""
+    root = project_root()
+    if not quiet:
+        _show_status(root)
+    from flows.lab import status as lab_status
+
+    if None in lab_status(root).values():
+        raise typer.Exit(3)
+
+
+@app.command()
+def ui() -> None:
+    """Show the address of Prefect's UI, and open it where there is a display."""
+    root = project_root()
+    from flows.lab import status as lab_status
+
+    url = lab_status(root)["prefect"]
+    if url is None:
+        raise PicoError("the lab is not up, so there is no UI", mend="pico up")
+    print(url)
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        import webbrowser
+
+        webbrowser.open(url)
+
+
+@app.command()
+def scale(
+    name: Annotated[str, typer.Argument(help="A file of conf/scale/, without its ending.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as optimizer.lr=0.001.")] = None,
+) -> None:
+    """Write params.yaml for a scale, as `dvc exp run -S scale=NAME` does, for plain `dvc repro`."""
+    root = project_root()
+    from flows.scales import compose, write_params
+
+    params, text = compose(root, name, overrides or [])
+    changed = write_params(root, text)
+    verb = "now holds" if changed else "already held"
+    print(f"params.yaml {verb} scale {name}: models {', '.join(params.suite.models)}")
+
+
+@app.command()
+def params(
+    key: Annotated[str | None, typer.Argument(help="Only this part, such as optimizer or models.tiny.")] = None,
+) -> None:
+    """Check params.yaml, and print the settings in force."""
+    root = project_root()
+    from ruamel.yaml import YAML
+
+    from pico.config import load_params
+
+    values: Any = load_params(root / "params.yaml").model_dump(mode="json")
+    for part in key.split(".") if key else []:
+        if not isinstance(values, dict) or part not in values:
+            raise PicoError(f"params.yaml has no setting {key}", mend="see all of them with: pico params")
+        values = values[part]
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 120
+    if isinstance(values, dict | list):
+        yaml.dump(values, sys.stdout)
+    else:
+        print(values)
+
+
+def project_root() -> Path:
+    """The nearest folder, from here upwards, that holds dvc.yaml and conf/; makes it the current one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "conf" / "config.yaml").is_file():
+            os.chdir(folder)  # the flows take the current folder for the project's, as DVC's commands do
+            return folder
+    raise PicoError(
+        "this is not a Pico project: neither here nor above are dvc.yaml and conf/config.yaml",
+        where=str(here),
+        mend="cd to your clone",
+    )
+
+
+def _show_status(root: Path) -> None:
+    from flows.lab import status as lab_status
+
+    labels = {"prefect": "Prefect UI", "ray": "Ray head", "dashboard": "Ray dashboard"}
+    for name, address in lab_status(root).items():
+        print(f"{labels[name]:<14} {address or 'not up'}")
+
+
+if __name__ == "__main__":
+    app()

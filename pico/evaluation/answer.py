@@ -1,0 +1,89 @@
+"""Answers the three kinds of request of lm-eval, as plain text, with a decoder: no lm-eval needed where models run.
+
+Follows lm-eval's `hf` model: EOS stands before a text without context, blanks at the end of a context go over to the
+continuation, and context and continuation are tokenized together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pico.evaluation.generation import generate
+from pico.evaluation.scoring import score
+from pico.model import Decoder
+
+KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+
+DEFAULT_NEW_TOKENS = 256
+"""Where a request doesn't say how much to generate; lm-eval's own default."""
+
+
+class Answerer:
+    """A decoder with its tokenizer. Each method takes the arguments of lm-eval's requests and keeps their order."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, eos_id: int, *, batch_size: int) -> None:
+        self.model, self.tokenizer, self.eos_id, self.batch_size = model, tokenizer, eos_id, batch_size
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """For each (context, continuation): the continuation's log-probability in nats, and whether greedy gives it."""
+        encoded = encode_pairs(self.tokenizer, self.eos_id, pairs)
+        found = score(self.model, encoded, batch_size=self.batch_size)
+        return [(one.log_probability, one.greedy) for one in found]
+
+    def loglikelihood_rolling(self, texts: Sequence[tuple[str]]) -> list[float]:
+        """The log-probability of each whole text after EOS, in disjoint windows of the context length."""
+        encoded = [([self.eos_id], ids) for ids in self._encode([text for (text,) in texts])]
+        return [found.log_probability for found in score(self.model, encoded, batch_size=self.batch_size)]
+
+    def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """Greedy text after each context, up to the first stop sequence (`until`), EOS, or `max_gen_toks` tokens."""
+        answers: list[str] = [""] * len(requests)
+        budgets = [int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)) for _, settings in requests]
+        for budget in sorted(set(budgets)):
+            group = [index for index, own in enumerate(budgets) if own == budget]
+            prompts = [ids or [self.eos_id] for ids in self._encode([requests[index][0] for index in group])]
+            found = generate(self.model, prompts, max_new_tokens=budget, eos_id=self.eos_id, batch_size=self.batch_size)
+            for index, ids in zip(group, found, strict=True):
+                answers[index] = _cut(self.tokenizer.decode(ids), requests[index][1].get("until") or [])
+        return answers
+
+    def answer(self, kind: str, arguments: Sequence[tuple]) -> list[Any]:
+        """The answers to requests of one kind, a method's name."""
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is not one of {KINDS}")
+        return getattr(self, kind)(arguments)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def encode_pairs(
+    tokenizer: Tokenizer, eos_id: int, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of (context, continuation) pairs; see the module. Each distinct text is tokenized once."""
+    moved = []
+    for context, continuation in pairs:
+        kept = context.rstrip()
+        moved.append((kept, context[len(kept) :] + continuation) if kept else ("", context + continuation))
+    texts = sorted({context for context, _ in moved} | {"".join(pair) for pair in moved})
+    encoded = dict(zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True))
+    result = []
+    for context, continuation in moved:
+        whole = encoded[context + continuation].ids
+        if context:
+            before = encoded[context].ids
+            result.append((before, whole[len(before) :]))
+        elif whole[:1] == [eos_id]:
+            result.append((whole[:1], whole[1:]))
+        else:
+            result.append(([eos_id], whole))
+    return result
+
+
+def _cut(text: str, until: str | Sequence[str]) -> str:
+    """`text` before the first of the stop sequences."""
+    for stop in [until] if isinstance(until, str) else until:
+        if stop:
+            text = text.split(stop)[0]
+    return text

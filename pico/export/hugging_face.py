@@ -1,0 +1,153 @@
+"""A Hugging Face folder from a checkpoint: the Llama architecture, so that any tool loads it with no remote code.
+
+Our attention rotates interleaved pairs (2j, 2j + 1) of each head; Llama rotates pairs (j, j + head_dim / 2). The two
+are the same function once the rows of q and k are permuted within each head, so the folder holds permuted rows and
+nothing else changes. `verify_export` proves it on real tokens before anything is published.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pico.checkpoint import Checkpoint, read_tensors
+from pico.errors import PicoError
+from pico.export.loading import load_exported
+from pico.files import full_disk_named, write_json
+from pico.model import Decoder, DecoderConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = 1e-4
+"""Largest absolute difference of a logit that `verify_export` accepts; rounding gives about 1e-5."""
+
+MODEL_NAMES = {
+    "embedding_proj.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "de_embedding_proj.weight": "lm_head.weight",
+}
+LAYER_NAMES = {
+    "attention.q_proj.weight": "self_attn.q_proj.weight",
+    "attention.k_proj.weight": "self_attn.k_proj.weight",
+    "attention.v_proj.weight": "self_attn.v_proj.weight",
+    "attention.o_proj.weight": "self_attn.o_proj.weight",
+    "swiglu.w_0.weight": "mlp.gate_proj.weight",
+    "swiglu.w_1.weight": "mlp.up_proj.weight",
+    "swiglu.w_2.weight": "mlp.down_proj.weight",
+    "attention_norm.weight": "input_layernorm.weight",
+    "swiglu_norm.weight": "post_attention_layernorm.weight",
+}
+
+
+def interleaved_to_halves(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorders the rows of a q or k projection, (heads * head_dim, d_model): in each head even rows first, then odd."""
+    return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def halves_to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `interleaved_to_halves`."""
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def llama_name(name: str) -> str:
+    """The Llama name of one of our parameters. Raises PicoError for a name that the decoder does not have."""
+    if name in MODEL_NAMES:
+        return MODEL_NAMES[name]
+    parts = name.split(".", 2)
+    if parts[0] == "layers" and len(parts) == 3 and parts[2] in LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}"
+    raise PicoError(
+        f"parameter {name} has no counterpart in the Llama architecture",
+        mend="only pico-decoder checkpoints are exported",
+    )
+
+
+def llama_tensors(weights: Mapping[str, Tensor], config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The parameters of a checkpoint under Llama's names, in `dtype`, with q and k in Llama's row order."""
+    tensors = {}
+    for name in sorted(weights):
+        weight = weights[name].to(dtype)
+        if name.endswith(("attention.q_proj.weight", "attention.k_proj.weight")):
+            weight = interleaved_to_halves(weight, config.head_dim)
+        tensors[llama_name(name)] = weight.contiguous()
+    return tensors
+
+
+def embedding_parameters(weights: Mapping[str, Tensor]) -> int:
+    """How many parameters the input and output embeddings hold."""
+    return sum(weights[name].numel() for name in ("embedding_proj.weight", "de_embedding_proj.weight"))
+
+
+def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str, Any]:
+    """config.json of a LlamaForCausalLM.
+
+    Rotary settings and the type are given under their older names as well, which llama.cpp, vLLM and transformers 4
+    read; no version of a library is in it, so equal models give equal bytes.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.d_model,
+        "initializer_range": 0.02,
+        "intermediate_size": config.activation_hidden_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": config.attention_n_heads,
+        "num_hidden_layers": config.n_layers,
+        "num_key_value_heads": config.attention_n_kv_heads,
+        "pad_token_id": eos_id,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_theta": config.position_emb_theta, "rope_type": "default"},
+        "rope_theta": config.position_emb_theta,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def write_model(folder: Path, checkpoint: Checkpoint, *, dtype: str, eos_id: int) -> None:
+    """Writes config.json, generation_config.json and model.safetensors into `folder`; `dtype`: a key of DTYPES."""
+    config = DecoderConfig.from_dict(checkpoint.config)
+    tensors = llama_tensors(checkpoint.model(), config, DTYPES[dtype])
+    write_json(folder / "config.json", llama_config(config, dtype=dtype, eos_id=eos_id))
+    write_json(
+        folder / "generation_config.json",
+        {"bos_token_id": eos_id, "do_sample": False, "eos_token_id": eos_id, "pad_token_id": eos_id},
+    )
+    with full_disk_named(folder / "model.safetensors"):
+        # The metadata is what transformers itself writes; without it older releases refuse the file.
+        save_file(dict(sorted(tensors.items())), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def verify_export(folder: Path, checkpoint: Checkpoint, input_ids: Tensor) -> float:
+    """Loads `folder` the way users do and compares its logits with ours on `input_ids`, (rows, seq) int64.
+
+    Ours is the checkpoint with its weights rounded to the exported type; both sides compute in float32. Returns the
+    largest absolute difference of a logit; raises PicoError when it exceeds TOLERANCE or is not a number.
+    """
+    theirs = load_exported(folder)
+    exported = read_tensors(folder / "model.safetensors")["lm_head.weight"].dtype
+    ours = Decoder(DecoderConfig.from_dict(checkpoint.config)).eval()
+    ours.load_state_dict({name: weight.to(exported).float() for name, weight in checkpoint.model().items()})
+    worst = 0.0
+    for row in input_ids:  # one at a time: logits of a whole batch over a large vocabulary would not fit in memory
+        difference = (theirs(row[None]).logits - ours(row[None])).abs().max().item()
+        # `not (d <= t)` rather than `d > t`, so that NaN is refused too.
+        if not difference <= TOLERANCE:
+            raise PicoError(
+                f"the exported model is not ours: a logit differs by {difference:.3g}, more than {TOLERANCE:g}",
+                where=f"{checkpoint.folder}, exported as {exported}",
+                mend="nothing was published; if this model's loss is finite, please report it with its params.yaml",
+            )
+        worst = max(worst, difference)
+    return worst

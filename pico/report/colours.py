@@ -1,0 +1,66 @@
+"""Colours that follow the page's light or dark mode: drawn as placeholders, replaced by CSS variables.
+
+Models and layers lie on ramps whose lightness changes steadily, so that their order is seen in grey and with any
+colour vision; models have markers and line widths of their own besides.
+"""
+
+from collections.abc import Sequence
+
+INK, MUTED, RULE = "#0a0b0c", "#0a0b0d", "#0a0b0e"
+"""Placeholders for text, for axes and baselines, for grid lines. No real colour of a picture is so dark a grey."""
+
+MODEL_RAMPS = {
+    "light": ("#c27a00", "#c2405f", "#7a3a9a", "#15246b"),
+    "dark": ("#b8741a", "#e3697c", "#c79af2", "#b5dcff"),
+}
+LAYER_RAMPS = {
+    "light": ("#3a9c8f", "#1f7fa0", "#1c3f7a", "#1a1442"),
+    "dark": ("#2f7f86", "#4aaea6", "#8fd6a8", "#f2f5c4"),
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKER_SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+
+
+def model_colour(index: int) -> str:
+    """The placeholder of the `index`-th model, narrowest first."""
+    return f"#0a0c{index:02x}"
+
+
+def layer_colour(index: int) -> str:
+    """The placeholder of the `index`-th layer, from the input."""
+    return f"#0a0d{index:02x}"
+
+
+def line_width(index: int) -> float:
+    """Wider models have wider lines, in points."""
+    return 1.1 + 0.25 * min(index, 5)
+
+
+def replacements(models: int, layers: int) -> dict[str, str]:
+    """Placeholder -> the CSS variable that stands for it."""
+    return {
+        INK: "var(--ink)",
+        MUTED: "var(--muted)",
+        RULE: "var(--rule)",
+        **{model_colour(index): f"var(--model-{index})" for index in range(models)},
+        **{layer_colour(index): f"var(--layer-{index})" for index in range(layers)},
+    }
+
+
+def variables(mode: str, models: int, layers: int) -> str:
+    """CSS declarations of the model and layer colours; mode: light or dark."""
+    lines = [f"--model-{i}: {colour};" for i, colour in enumerate(ramp(MODEL_RAMPS[mode], models))]
+    lines += [f"--layer-{i}: {colour};" for i, colour in enumerate(ramp(LAYER_RAMPS[mode], layers))]
+    return " ".join(lines)
+
+
+def ramp(anchors: Sequence[str], count: int) -> list[str]:
+    """`count` colours evenly spaced along the anchors, interpolated in sRGB; a single one is the last anchor."""
+    stops = [tuple(int(anchor[i : i + 2], 16) for i in (1, 3, 5)) for anchor in anchors]
+    colours = []
+    for index in range(count):
+        place = (len(stops) - 1) * (index / (count - 1) if count > 1 else 1.0)
+        low = min(int(place), len(stops) - 2)
+        mixed = (a + (b - a) * (place - low) for a, b in zip(stops[low], stops[low + 1], strict=True))
+        colours.append("#" + "".join(f"{round(value):02x}" for value in mixed))
+    return colours

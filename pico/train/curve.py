@@ -1,0 +1,85 @@
+"""The loss curve: one line an update while training runs, in order, and a CSV at the end."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from pico.errors import PicoError
+from pico.files import write_atomic
+
+HEADER = "step,tokens,learning_rate,train_loss,gradient_norm,heldout_loss"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of one update; losses in nats a token."""
+
+    step: int
+    """Updates taken, this one included."""
+    learning_rate: float
+    train_loss: float
+    """Of this update's batch, before the update."""
+    gradient_norm: float
+    """Before clipping."""
+    heldout_loss: float | None = None
+    """After the update; None where not measured."""
+
+
+class Curve:
+    """An append-only file of points. A torn last line, as a killed process leaves it, is dropped on reading."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Point]:
+        """All points from step 1 on, as far as they follow each other without a gap."""
+        points: list[Point] = []
+        if self.path.exists():
+            for line in self.path.read_bytes().split(b"\n"):
+                try:
+                    point = Point(*json.loads(line))
+                except (ValueError, TypeError):
+                    break
+                if point.step != len(points) + 1:
+                    break
+                points.append(point)
+        return points
+
+    def restart(self, step: int) -> None:
+        """Forgets all points after `step`, because training goes on from there."""
+        write_atomic(self.path, "".join(map(_line, self.read()[:step])))
+
+    def append(self, points: Iterable[Point]) -> None:
+        """Adds points and flushes them to disk."""
+        with open(self.path, "a") as file:
+            file.writelines(map(_line, points))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_csv(points: Iterable[Point], tokens_per_step: int, path: Path) -> None:
+    """Writes the finished curve: one row a step, nine significant digits (which tell all float32 values apart)."""
+    rows = [
+        f"{point.step},{point.step * tokens_per_step},{point.learning_rate:.9g},{point.train_loss:.9g},"
+        f"{point.gradient_norm:.9g},{'' if point.heldout_loss is None else format(point.heldout_loss, '.9g')}"
+        for point in points
+    ]
+    write_atomic(path, "\n".join([HEADER, *rows]) + "\n")
+
+
+def check_finite(points: Iterable[Point]) -> None:
+    """Raises PicoError naming the first step whose loss or gradient is not finite."""
+    for point in points:
+        for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
+            if not math.isfinite(value):
+                raise PicoError(
+                    f"the {what} of step {point.step} is {value}; the weights were not updated with it",
+                    mend="lower optimizer.lr, lengthen schedule.warmup_steps, or set training.gradient_clip",
+                )
+
+
+def _line(point: Point) -> str:
+    return json.dumps(astuple(point)) + "\n"

@@ -1,0 +1,72 @@
+"""One run from settings to finished checkpoints: its folder, its lock, its watcher, and a clean end on a signal."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pico.files import working_folder
+from pico.train.loop import train
+from pico.train.progress import Follower, Teller
+from pico.train.spec import RunSpec, code_identity, identity
+
+STOP_SECONDS = 120.0
+"""How long a run that is asked to stop may take to save a rescue checkpoint."""
+
+Show = Callable[[dict[str, Any]], None]
+
+
+def pretrain(
+    spec: RunSpec,
+    tokens: Path,
+    *,
+    runs: Path = Path("runs"),
+    on_ray: bool = False,
+    show: Show = lambda event: None,
+) -> Path:
+    """Trains the model, or goes on where an interrupted run stopped. Returns the run's folder.
+
+    Events for a display go to `show`, in this thread. On Ray when `on_ray` (then Ray must be connected), else in this
+    process; the outcome is the same. After an exception in this thread, a KeyboardInterrupt for instance, a rescue
+    checkpoint is saved before it goes on. The folder's `model` is what is published, `curve.jsonl` the loss curve.
+    """
+    same = identity(spec, tokens)
+    work = working_folder("pretrain", {"identity": same, "code": code_identity()}, root=runs)
+    stop = work / "stop"
+    stop.unlink(missing_ok=True)
+    follower = Follower(work / "progress.jsonl")
+    result: dict[str, Any] = {}
+
+    def body() -> None:
+        try:
+            if on_ray:
+                from pico.train.distributed import train_on_ray
+
+                result["finished"] = train_on_ray(spec, tokens, work, same)
+            else:
+                tell = Teller(work / "progress.jsonl")
+                result["finished"] = train(spec, tokens, work, same, stop=stop.exists, tell=tell)
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=body, name="pretrain", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+            for event in follower.read():
+                show(event)
+    except BaseException:
+        stop.touch()
+        deadline = time.monotonic() + STOP_SECONDS
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(0.2)
+        raise
+    for event in follower.read():
+        show(event)
+    if "error" in result:
+        raise result["error"]
+    if not result["finished"]:
+        raise InterruptedError("training was asked to stop by another process; a rescue checkpoint was saved")
+    return work

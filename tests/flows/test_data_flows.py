@@ -1,0 +1,65 @@
+"""Stages `prepare` and `validate` as flows: what they publish, and that a failed gate leaves no out to train on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_documents import small_corpus
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from ruamel.yaml import YAML
+
+from flows.prepare import prepare
+from flows.stage import Stage
+from flows.validate import validate
+from pico.config import parse_params
+from pico.errors import PicoError
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A Prefect server for this module alone."""
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def stage(name: str, **gates: float) -> Stage:
+    """A stage with the shipped settings, but for a small corpus."""
+    values = YAML(typ="safe").load(PARAMS)
+    values["tokenizer"] = {"kind": "bpe", "vocab_size": 300, "pretrained": None}
+    values["packing"] |= {"seq_len": 16, "heldout_fraction": 0.1, "heldout_rows": 6}
+    values["gates"] |= {"max_domain_fraction": 0.9, **gates}
+    return Stage(name, parse_params(values))
+
+
+@pytest.mark.slow
+def test_tokens_are_published_gates_pass_and_both_are_seen(
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_corpus(Path("data/documents"))
+    flow(name="prepare")(prepare)(stage("prepare"))
+    account = json.loads(Path("reports/data.json").read_text())
+    assert Path("data/tokens/provenance.json").read_bytes() == Path("reports/data.json").read_bytes()
+    assert account["total"]["documents"] == 270
+    flow(name="validate")(validate)(stage("validate"))
+    gates = Path("reports/gates.json").read_bytes()
+    assert all(result["passed"] for result in json.loads(gates))
+    assert not Path("runs").exists()
+    with get_client(sync_client=True) as client:
+        assert {artifact.key for artifact in client.read_artifacts()} >= {"prepare-domains", "validate-gates"}
+        tasks = {run.name.rsplit("-", 1)[0] for run in client.read_task_runs()}
+    assert tasks >= {"survey", "make_tokenizer", "tokenize", "write_tokens", "check_gates"}
+
+    with pytest.raises(PicoError, match=r"documents\.count[\s\S]*gates\.min_documents[\s\S]*runs/validate/gates\.json"):
+        flow(name="validate")(validate)(stage("validate", min_documents=1000))
+    assert not Path("reports/gates.json").exists()
+    details = json.loads(Path("runs/validate/gates.json").read_text())
+    assert [result["gate"] for result in details if not result["passed"]] == ["documents.count"]
+    flow(name="validate")(validate)(stage("validate"))
+    assert Path("reports/gates.json").read_bytes() == gates
+    assert not Path("runs/validate/gates.json").exists()

@@ -1,0 +1,185 @@
+"""What a stage's process does: exit statuses, messages, and what is then seen in Prefect."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from lab_project import clean_environment, run_python
+
+from flows.stage import domain_error
+from pico.errors import PicoError
+
+FLOW = '''
+"""A stage for tests."""
+import flows  # the environment, before Prefect; stages get it because they lie in the package
+import time
+from prefect import task
+from flows.stage import run
+from pico.errors import PicoError
+
+KIND = "{kind}"
+
+@task
+def work():
+    if KIND == "domain":
+        raise PicoError("row 3 is torn", where="data/x", mend="dvc repro")
+    if KIND == "bug":
+        raise ValueError("a bug")
+    if KIND == "wait":
+        print("waiting", flush=True)
+        time.sleep(60)
+
+def body(stage):
+    stage.logger.info("at work on %s", stage.model)
+    work()
+    stage.table("test-table", [{{"a": 1}}], "a table")
+    stage.markdown("test-text", "# text")
+    stage.link("test-link", "params.yaml", "a file")
+    with stage.progress("test-progress") as update:
+        update(0.5)
+        update(1.0)
+    if KIND == "on_ray":
+        import ray
+        with stage.ray():
+            print("RAY", ray.get_runtime_context().gcs_address, flush=True)
+
+run("{kind}", body)
+'''
+
+Api = Callable[[str, dict[str, Any]], Any]
+
+
+def write_flow(root: Path, kind: str) -> str:
+    (root / f"{kind}.py").write_text(FLOW.format(kind=kind))
+    return f"{kind}.py"
+
+
+def last_run(api: Api, name: str) -> dict[str, Any]:
+    runs = api("flow_runs/filter", {"flows": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1})
+    return runs[0]
+
+
+@pytest.mark.parametrize("wrap", ["cause", "attribute", "ray_train"])
+def test_a_domain_error_is_found_in_what_wraps_it(wrap: str) -> None:
+    inner, outer = PicoError("inner"), RuntimeError("outer")
+    if wrap == "cause":
+        outer.__cause__ = inner
+    elif wrap == "attribute":
+        outer.cause = inner  # type: ignore[attr-defined]
+    else:
+        outer.worker_failures = {0: ValueError("x"), 1: inner}  # type: ignore[attr-defined]
+    assert domain_error(outer) is inner
+    assert domain_error(ValueError("x")) is None
+
+
+def test_wrong_arguments_end_with_2_before_prefect_starts(project: Path) -> None:
+    assert run_python(project, write_flow(project, "ok"), "--nonsense").returncode == 2
+
+
+def test_an_unknown_model_is_refused_by_name(project: Path) -> None:
+    result = run_python(project, write_flow(project, "ok"), "--model", "huge")
+    assert result.returncode == 1
+    assert result.stderr.startswith("ok: model 'huge' is not in the suite")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_stage_is_seen_with_name_tags_and_artifacts(lab: Path, prefect_api: Api) -> None:
+    result = run_python(lab, write_flow(lab, "ok"), "--model", "tiny")
+    assert result.returncode == 0, result.stderr
+    run = last_run(prefect_api, "ok")
+    assert (run["name"], run["state_type"]) == ("ok-tiny", "COMPLETED")
+    assert {"model:tiny", "scale:laptop"} <= set(run["tags"])
+    artifacts = prefect_api("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    assert {artifact["key"] for artifact in artifacts} == {"test-table", "test-text", "test-link", "test-progress"}
+
+
+@pytest.mark.slow
+def test_a_domain_error_is_short_on_the_terminal_and_whole_in_prefect(lab: Path, prefect_api: Api) -> None:
+    result = run_python(lab, write_flow(lab, "domain"))
+    assert result.returncode == 1
+    assert result.stderr.endswith("domain: row 3 is torn\n  where: data/x\n  mend:  dvc repro\n")
+    assert "Traceback" not in result.stderr
+    run = last_run(prefect_api, "domain")
+    assert run["state_type"] == "FAILED"
+    assert "row 3 is torn" in run["state"]["message"]
+
+
+@pytest.mark.slow
+def test_a_bug_shows_its_traceback_once(lab: Path, prefect_api: Api) -> None:
+    result = run_python(lab, write_flow(lab, "bug"))
+    assert result.returncode == 1
+    assert result.stderr.count("Traceback") == 1
+    assert 'raise ValueError("a bug")' in result.stderr
+    assert last_run(prefect_api, "bug")["state_type"] == "FAILED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_in_order(lab: Path, prefect_api: Api, number: int, status: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, write_flow(lab, "wait")],
+        cwd=lab,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    os.killpg(process.pid, number)
+    errors = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert last_run(prefect_api, "wait")["state_type"] == "CRASHED"
+
+
+def servers(root: Path) -> list[psutil.Process]:
+    """The Prefect servers that run in a project's folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if "flows.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root):
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_without_a_lab_a_stage_ends_promptly_and_leaves_no_server(project: Path, number: int, status: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, write_flow(project, "wait")],
+        cwd=project,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    begin = time.monotonic()
+    assert len(servers(project)) == 1
+    os.killpg(process.pid, number)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == status, errors
+    assert time.monotonic() - begin < 20
+    deadline = time.monotonic() + 20
+    while servers(project) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not servers(project)
+
+
+@pytest.mark.slow
+def test_a_stage_uses_the_ray_of_the_lab(lab: Path) -> None:
+    from flows.environment import read_record
+
+    record = read_record(lab)
+    assert record is not None
+    result = run_python(lab, write_flow(lab, "on_ray"))
+    assert f"RAY 127.0.0.1:{record['ray']['port']}" in result.stdout, result.stderr
