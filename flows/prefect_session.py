@@ -22,14 +22,17 @@ def prefect_session() -> Iterator[None]:
     Prefect could start one itself, but that one dies of the Ctrl-C that it should record, and outlives a `kill -9`.
     Raises PicoError where the temporary server does not come up.
     """
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
 
-    if get_current_settings().api.url:
-        yield
-        return
-    url = _start_server(Path(os.environ["PREFECT_HOME"]))
+    url = get_current_settings().api.url or _start_server(Path(os.environ["PREFECT_HOME"]))
     os.environ["PREFECT_API_URL"] = url  # for the processes that this one starts
-    with temporary_settings({PREFECT_API_URL: url}):
+    # Nobody listens for the heartbeats, and ending the thread that sends them takes up to a second.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 

@@ -32,7 +32,10 @@ def ray_session(root: Path) -> Iterator[None]:
         return
     record = read_record(root)
     address = os.environ.get("RAY_ADDRESS") or (live_ray(record) if record else None)
-    folder = None if address else ray_folder(root, str(os.getpid()))
+    folder = None
+    if not address:
+        folder = ray_folder(root, str(os.getpid()))
+        _sweep(folder)
     try:
         if address:
             _connect(ray, address)
@@ -64,6 +67,15 @@ def _start(ray: Any, folder: Path | None) -> None:
         _node_ip_address="127.0.0.1",
         _temp_dir=str(folder),
     )
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the folders of this checkout's stages that were killed; Ray's processes end with theirs by themselves."""
+    import psutil
+
+    for other in folder.parent.glob(f"{folder.name.split('-')[0]}-[0-9]*"):
+        if not psutil.pid_exists(int(other.name.split("-")[1])):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def ray_folder(root: Path, name: str) -> Path:

@@ -170,7 +170,7 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
 
     failure: BaseException | None = None
 
-    def stage_flow(model: str | None, scale: str) -> Any:
+    def stage_flow() -> Any:  # without parameters: Prefect imports FastAPI to serialise any, and the tags say as much
         nonlocal failure
         shorten_tracebacks()
         try:
@@ -192,7 +192,7 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
         retries=0,
     )(stage_flow)
     with prefect_session(), tags(*_tags(stage)):
-        state: Any = run_flow(stage.model, stage.params.suite.scale, return_state=True)
+        state: Any = run_flow(return_state=True)
     if failure is None and not state.is_completed():
         failure = PicoError(f"the flow run ended as {state.name}: {state.message}", mend="see its logs in: pico ui")
     return failure

@@ -150,13 +150,9 @@ def _outcome(line: str) -> str | None:
 
 
 def _stage_environment() -> dict[str, str]:
-    """This process's, with its own `python` first on the path, and the Prefect server that this flow run uses."""
-    from prefect.context import FlowRunContext
-
+    """This process's, with its own `python` first on the path, as an activated environment has it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    context = FlowRunContext.get()
-    server = {"PREFECT_API_URL": str(context.client.api_url)} if context else {}
-    return {**os.environ, **server, "PATH": path}
+    return {**os.environ, "PATH": path}
 
 
 def walk(stage: Stage, plan: Plan) -> None:

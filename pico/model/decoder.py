@@ -100,6 +100,9 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     x: (batch, seq, heads, head_dim); table: (seq, head_dim / 2, 2). Pair and table entry are read as complex numbers,
     so that the turn is one product: 4 times faster on a CPU than four real products, and the same number.
     """
+    if torch.compiler.is_compiling():  # the compiler makes one kernel of the four products, and none of a complex one
+        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table[:, None].unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     turns = torch.view_as_complex(table)[:, None]
     return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)

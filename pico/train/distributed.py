@@ -29,6 +29,10 @@ RAY_TRAIN = {
 }
 """Ray Train takes these from the environment alone; each is set unless the user has set it."""
 
+UNNEEDED_CALLBACKS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+"""Parts of Ray Train that start a process each, about 3 s of CPU time: one serves Ray Data sets, the other frees the
+workers of a dead controller on clusters where drivers come and go; ours end with their driver."""
+
 
 def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[str, Any]) -> bool:
     """Runs `pico.train.loop.train` on `spec.training.workers` Ray workers; the caller has connected Ray.
@@ -47,11 +51,11 @@ def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[st
     base: Any = TorchTrainer
 
     class Trainer(base):
-        """Without the process that tidies up after a dead controller: Ray frees its workers when this one ends."""
+        """Without two processes that every `fit` would start; see UNNEEDED_CALLBACKS."""
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+            return [each for each in callbacks if type(each).__name__ not in UNNEEDED_CALLBACKS]
 
     use_gpu = _use_gpu(spec, ray)
     outcome = work / "outcome.json"

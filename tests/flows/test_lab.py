@@ -58,6 +58,41 @@ def test_ray_folders_are_private_short_and_differ_between_checkouts(
 
 
 @pytest.mark.slow
+def test_a_ray_of_its_own_goes_with_the_process_even_when_killed(project: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from flows.ray_session import ray_session
+with ray_session(Path.cwd()):
+    import ray
+    print(ray.get(ray.put(1)), ray.get_runtime_context().gcs_address.split(":")[0])
+    if sys.argv[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    sample = ray_folder(project, "0")
+    sample.rmdir()
+    pattern = f"{sample.name.split('-')[0]}-[1-9]*"
+    killed = run_python(project, "-c", script, "kill")
+    left = list(sample.parent.glob(pattern))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(left) == 1, "its folder, until the next one sweeps it up"
+    done = run_python(project, "-c", script, "leave")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == "127.0.0.1"
+    assert not list(left[0].parent.glob(pattern))
+    deadline = time.monotonic() + 30
+    while (found := naming(str(left[0]))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not found
+
+
+def naming(text: str) -> list[str]:
+    """The command lines of the processes that name `text`."""
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if text in line]
+
+
+@pytest.mark.slow
 def test_up_again_changes_nothing(lab: Path) -> None:
     before = read_record(lab)
     begin = time.monotonic()
@@ -111,6 +146,5 @@ def test_a_second_checkout_has_a_lab_of_its_own_and_outlives_a_kill(lab: Path, t
 
     assert down(other) == ["prefect", "ray"]
     assert not Path(second["ray"]["folder"]).exists()
-    words = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    assert not [line for line in words if second["ray"]["folder"] in line]
+    assert not naming(second["ray"]["folder"])
     assert None not in status(lab).values(), "the first lab is untouched"
