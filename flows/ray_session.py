@@ -4,7 +4,9 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ def ray_session(root: Path) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     record = read_record(root)
     address = os.environ.get("RAY_ADDRESS") or (live_ray(record) if record else None)
     folder = None
@@ -41,6 +44,8 @@ def ray_session(root: Path) -> Iterator[None]:
             _connect(ray, address)
         else:
             _start(ray, folder)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would leave before workers can
         yield
     finally:
         ray.shutdown()

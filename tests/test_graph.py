@@ -57,7 +57,9 @@ def reached(module: str) -> set[str]:
 def test_a_stage_depends_on_the_code_it_runs(stage):
     entry = STAGES[stage]["cmd"].split()[2]
     listed = [dep for dep in STAGES[stage]["deps"] if "$" not in dep and not dep.startswith(("data/", "reports/"))]
-    code = {module for module in reached(entry) if module.startswith("pico.") and module not in INFRASTRUCTURE} | {entry}
+    code = {module for module in reached(entry) if module.startswith("pico.") and module not in INFRASTRUCTURE} | {
+        entry
+    }
     for module in sorted(code):
         file = str(module_file(module).relative_to(ROOT))
         if (ROOT / file).stat().st_size == 0:

@@ -1,7 +1,6 @@
 """One run from settings to finished checkpoints: its folder, its lock, its watcher, and a clean end on a signal."""
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ def pretrain(
     stop.unlink(missing_ok=True)
     follower = Follower(work / "progress.jsonl")
     result: dict[str, Any] = {}
+    # Not Thread.join: an exception from a signal handler within it marks a running thread as ended (Python up to 3.12).
+    over = threading.Event()
 
     def body() -> None:
         try:
@@ -49,19 +50,17 @@ def pretrain(
                 result["finished"] = train(spec, tokens, work, same, stop=stop.exists, tell=tell)
         except BaseException as error:
             result["error"] = error
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=body, name="pretrain", daemon=True)
-    thread.start()
+    threading.Thread(target=body, name="pretrain", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        while not over.wait(0.2):
             for event in follower.read():
                 show(event)
     except BaseException:
         stop.touch()
-        deadline = time.monotonic() + STOP_SECONDS
-        while thread.is_alive() and time.monotonic() < deadline:
-            thread.join(0.2)
+        over.wait(STOP_SECONDS)
         raise
     for event in follower.read():
         show(event)

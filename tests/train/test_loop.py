@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -212,15 +213,17 @@ def test_a_run_is_locked(tmp_path, monkeypatch):
         pass
 
 
-def test_an_exception_in_the_watching_thread_saves_a_rescue(tmp_path, tokens):
+def test_ctrl_c_saves_a_rescue_and_leaves(tmp_path, tokens):
     spec = make_spec(steps=100_000)
 
-    def impatient(event: dict) -> None:
-        if event.get("step", 0) >= 3:
-            raise KeyboardInterrupt
+    def impatient() -> None:
+        while not list(tmp_path.glob("pretrain/*/model/checkpoints/step_00000005")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
 
+    threading.Thread(target=impatient, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        pretrain(spec, tokens, runs=tmp_path, show=impatient)
+        pretrain(spec, tokens, runs=tmp_path)
     (work,) = (tmp_path / "pretrain").iterdir()
     newest = max([*work.glob("rescue/step_*"), *work.glob("model/checkpoints/step_*")], key=lambda path: path.name)
     assert Checkpoint(newest).step == len(curve(work)) < 100_000
@@ -271,6 +274,7 @@ def test_two_processes_agree_with_one(undisturbed, tmp_path):
 
 KILLED = """
 import sys
+import threading
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from pico.train.run import pretrain
