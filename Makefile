@@ -1,12 +1,12 @@
 # make repro   regenerate the suite of the scale in force, from raw documents to reports/index.html
-# make test    run the tests
+# make test    run the tests; make test-slow those that kill, resume and orchestrate
 # Both install what they need into .venv first; a second call installs nothing.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install repro test lint clean
+.PHONY: help install repro test test-slow lint clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -21,7 +21,10 @@ repro: $(STAMP)
 	@tools/repro.sh
 
 test: $(STAMP)
-	@python -m pytest
+	@python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	@python -m pytest -m slow
 
 lint: $(STAMP)
 	@ruff check . && ruff format --check . && mypy

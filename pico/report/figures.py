@@ -180,7 +180,8 @@ def scaling(painter: Painter) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
         axes.set_xlabel(name)
         axes.set_ylabel("held-out bits per byte")
-        top, bottom = max([*values, *([baseline] if baseline is not None else [])]), min(values)
+        shown = [*values, *([baseline] if baseline is not None else [])]
+        top, bottom = max(shown), min(shown)
         axes.set_ylim(bottom - 0.08 * (top - bottom or 1), top + 0.12 * (top - bottom or 1))
 
     return Figure(

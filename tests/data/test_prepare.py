@@ -19,7 +19,8 @@ from made_documents import BPE, made_up, packing, small_corpus, write_documents
 
 from pico.data.heldout import held_out
 from pico.data.loader import TokenRows, heldout_rows
-from pico.data.prepare import Documents, prepare, sample_texts, survey
+from pico.data.prepare import prepare
+from pico.data.survey import Documents, sample_texts, survey
 from pico.data.tokenizer import EOS, load_tokenizer, token_bytes, tokenizer_meta
 from pico.errors import PicoError
 from pico.sections import PretrainedTokenizer, Tokenizer

@@ -1,0 +1,122 @@
+"""How much of the last `make repro` was orchestration: `pico up && python benchmarks/orchestration.py [--json]`.
+
+Reads the flow runs that Prefect recorded in this checkout and the events of the training processes. For each stage:
+
+- `between`: from the end of the stage before to the start of this stage's flow. DVC's hashing and bookkeeping, and the
+  start of a Python process with all its imports (torch among them), so more than orchestration alone.
+- `flow`: the flow's own time.
+- `ray`: of that, what Ray took. For training, all but the time between the loop's first and last event. For stages
+  that spread tasks, the time that connecting and starting two workers takes, measured here with tasks that only import
+  torch.
+
+Orchestration is the sum of `between` and `ray`, an upper bound; Prefect's requests within a flow are in neither, and
+are measured apart as the time of a flow with three empty tasks.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import flows  # noqa: F401  (sets the environment before Prefect is imported)
+from flows.ray_session import ray_session
+from pico.spread import spread
+
+SPREADING = ("analyze", "benchmark")
+
+
+def recorded_flow_runs() -> list[dict[str, Any]]:
+    """The flow runs of the latest walk through the graph, in order of time: name, start and end in seconds."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=200)
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        if run.start_time and run.end_time and run.state and run.state.is_completed():
+            found.append({"name": run.name, "start": run.start_time.timestamp(), "end": run.end_time.timestamp()})
+            if run.name == "fetch":  # the graph's first stage
+                break
+    return found[::-1]
+
+
+def training_seconds(root: Path) -> list[float]:
+    """Of each run, in order of time: seconds between the first and the last event of the training loop."""
+    found = []
+    for file in sorted(root.glob("*/progress.jsonl"), key=lambda path: path.stat().st_mtime):
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        starts = [number for number, event in enumerate(events) if "start" in event]
+        if starts:
+            found.append(events[-1]["time"] - events[starts[-1]]["time"])
+    return found
+
+
+def import_torch(_: int) -> int:
+    """What a worker of a spreading stage has to do before any science."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def ray_start_seconds() -> float:
+    """Connecting to Ray and having two workers ready."""
+    start = time.monotonic()
+    with ray_session(Path.cwd()):
+        list(spread(import_torch, [(0,), (1,)]))
+    return time.monotonic() - start
+
+
+def empty_flow_seconds() -> float:
+    """A flow of three empty tasks: what Prefect takes within a stage."""
+    from prefect import flow, task
+
+    @task
+    def nothing() -> None: ...
+
+    @flow(name="empty")
+    def empty() -> None:
+        for _ in range(3):
+            nothing()
+
+    empty()
+    start = time.monotonic()
+    empty()
+    return time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    runs = recorded_flow_runs()
+    if not runs:
+        raise SystemExit("Prefect has no completed flow runs of this checkout: run make repro, then pico up")
+    trained = training_seconds(Path("runs/pretrain"))
+    spreading, empty = ray_start_seconds(), empty_flow_seconds()
+    rows, before = [], runs[0]["start"]
+    for run in runs:
+        seconds = run["end"] - run["start"]
+        ray = 0.0
+        if run["name"].startswith("pretrain") and trained:
+            ray = seconds - trained.pop(0)
+        elif run["name"].startswith(SPREADING):
+            ray = spreading
+        rows.append({"stage": run["name"], "between": max(run["start"] - before, 0), "flow": seconds, "ray": ray})
+        before = run["end"]
+    wall = runs[-1]["end"] - runs[0]["start"]
+    total = {key: sum(row[key] for row in rows) for key in ("between", "flow", "ray")}
+    prefect = empty * len(rows)
+    share = (total["between"] + total["ray"] + prefect) / wall
+    result = {"wall": wall, "stages": rows, "total": total, "prefect_in_flows": prefect, "share": share}
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    for row in [*rows, {"stage": "all", **total}]:
+        print("{stage:18} between {between:6.1f} s   flow {flow:6.1f} s   of it Ray {ray:5.1f} s".format(**row))
+    print(f"wall {wall:.0f} s; Prefect within flows about {prefect:.0f} s; orchestration at most {100 * share:.0f} %")
+
+
+if __name__ == "__main__":
+    main()
