@@ -45,14 +45,16 @@ def test_an_error_of_ours_comes_back_as_it_was(tokens, tmp_path):
 def test_two_workers_survive_the_death_of_one(tokens, tmp_path):
     spec = with_rescues(make_spec(workers=2, micro_batch_size=2, steps=1500), 0.2)
     victims: list[int] = []
+    started = time.time()
 
     def kill_one(work: Path) -> None:
         while not list(work.glob("pretrain/*/rescue/step_*")):
             time.sleep(0.05)
         while not victims:
-            for process in psutil.Process().children(recursive=True):
+            for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):  # one that ended while we looked
-                    if not victims and "RayTrainWorker" in " ".join(process.cmdline()):
+                    ours = process.create_time() > started and "RayTrainWorker" in " ".join(process.cmdline())
+                    if ours and not victims:
                         process.kill()
                         victims.append(process.pid)
 
