@@ -6,7 +6,7 @@ carries nothing but the settings.
 
 import logging
 import os
-import pickle
+import socket
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +63,7 @@ def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[st
     trainer = Trainer(
         _worker,
         train_loop_config={
-            "spec": pickle.dumps(spec),  # opaque, so that the controller need not import what it is made of
+            "spec": spec.to_dict(),  # plain, so that the controller need not import torch
             "tokens": str(tokens.resolve()),
             "work": str(work.resolve()),
             "identity": dict(identity),
@@ -97,6 +97,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     from pico.train.loop import train
     from pico.train.progress import Teller
+    from pico.train.spec import RunSpec
     from pico.train.world import World
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace
@@ -107,15 +108,17 @@ def _worker(settings: dict[str, Any]) -> None:
         return
     device = _gpu() if settings["use_gpu"] else torch.device("cpu")
     world = World(context.get_world_rank(), context.get_world_size(), device)
+    tell = Teller(work / "progress.jsonl")
+    tell({"worker": world.rank, "host": socket.gethostname(), "process": os.getpid()})
     try:
         finished = train(
-            pickle.loads(settings["spec"]),
+            RunSpec.from_dict(settings["spec"]),
             Path(settings["tokens"]),
             work,
             settings["identity"],
             world=world,
             stop=(work / "stop").exists,
-            tell=Teller(work / "progress.jsonl"),
+            tell=tell,
         )
         if world.rank == 0:
             write_json(outcome, {"finished": finished})

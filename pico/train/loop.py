@@ -50,7 +50,7 @@ def train(
     """
     world = world or World()
     lock = exclusive(work) if world.rank == 0 else nullcontext()
-    with lock, reproducible(spec.training.threads_per_worker, spec.seed):
+    with lock, reproducible(spec.training.threads_per_worker, spec.seed, compiled=spec.training.compile):
         return _Run(spec, tokens, work, identity, world, stop, tell).run()
 
 

@@ -39,6 +39,24 @@ class RunSpec:
             "learning_dynamics": self.learning_dynamics.model_dump(),
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        return {**self.settings(), "checkpoints": self.checkpoints.model_dump()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
+        """The inverse of `to_dict`. Raises pydantic.ValidationError for values that no settings file could hold."""
+        return cls(
+            model=values["model"],
+            seed=values["seed"],
+            decoder=DecoderConfig(**values["decoder"]),
+            training=Training(**values["training"]),
+            optimizer=Optimizer(**values["optimizer"]),
+            schedule=Schedule(**values["schedule"]),
+            checkpoints=Checkpoints(**values["checkpoints"]),
+            learning_dynamics=LearningDynamics(**values["learning_dynamics"]),
+        )
+
 
 def run_spec(params: Params, model: str) -> RunSpec:
     """The run of one model of the suite. Raises PicoError where settings do not fit each other."""

@@ -51,19 +51,27 @@ def choose_device(kind: str, index: int = 0) -> torch.device:
 
 
 @contextmanager
-def reproducible(threads: int, seed: int) -> Iterator[None]:
-    """Within it, equal programs give equal bits: fixed threads, seeded, deterministic kernels; restored afterwards."""
-    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_rng_state())
+def reproducible(threads: int, seed: int, *, compiled: bool = False) -> Iterator[None]:
+    """Within it, equal programs give equal bits: fixed threads, seeded, deterministic kernels; restored afterwards.
+
+    `compiled`: also in what torch.compile generates.
+    """
+    before = (torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.get_rng_state())
     extras: Any = torch.utils.deterministic
     fill = extras.fill_uninitialized_memory
     torch.set_num_threads(threads)  # the order of a parallel sum depends on their number
-    torch.use_deterministic_algorithms(True)
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:  # the same switch, without importing the compiler to set its own, which takes 1.4 s
+        torch.set_deterministic_debug_mode("error")
     extras.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each tensor
     torch.manual_seed(seed)
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        if compiled:
+            torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode(before[1])
         extras.fill_uninitialized_memory = fill
         torch.set_rng_state(before[2])

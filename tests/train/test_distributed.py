@@ -1,8 +1,15 @@
 """Training on Ray: the same bytes as in-process, our errors told once, a dead worker survived."""
 
+import dataclasses
+import os
+import signal
+
+import numpy as np
 import pytest
 
+from pico.config import Checkpoints
 from pico.errors import PicoError
+from pico.train.curve import Curve
 from pico.train.run import pretrain
 
 from .conftest import contents, make_spec, make_tokens
@@ -32,3 +39,30 @@ def test_an_error_of_ours_comes_back_as_it_was(tokens, tmp_path):
     object.__setattr__(spec, "learning_dynamics", layers)
     with pytest.raises(PicoError, match="no layer is named 'nonsense'"):
         pretrain(spec, tokens, runs=tmp_path, on_ray=True)
+
+
+def test_two_workers_survive_the_death_of_one_and_then_of_the_other(tokens, tmp_path):
+    steps, checkpoints = 1000, Checkpoints(every=500, rescue_seconds=0.2)
+    spec = dataclasses.replace(make_spec(workers=2, micro_batch_size=2, steps=steps), checkpoints=checkpoints)
+    processes: dict[int, int] = {}
+    killed: list[int] = []
+    starts: list[int] = []
+
+    def show(event: dict) -> None:
+        if "worker" in event:
+            processes[event["worker"]] = event["process"]
+        elif "start" in event:
+            starts.append(event["start"])
+        elif "step" in event and len(killed) < len(starts) <= 2 and event["step"] >= starts[-1] + 30:
+            victim = 2 - len(starts)  # rank 1, which writes nothing, and then rank 0, which writes everything
+            os.kill(processes[victim], signal.SIGKILL)
+            killed.append(victim)
+
+    two = pretrain(spec, tokens, runs=tmp_path / "two", on_ray=True, show=show)
+    assert killed == [1, 0]
+    assert len(starts) == 3
+    assert 0 < starts[1] < starts[2], "each time it went on from a rescue checkpoint"
+    one = pretrain(dataclasses.replace(make_spec(steps=steps), checkpoints=checkpoints), tokens, runs=tmp_path / "one")
+    curves = [[point.train_loss for point in Curve(work / "curve.jsonl").read()] for work in (two, one)]
+    assert [len(curve) for curve in curves] == [steps, steps]
+    np.testing.assert_allclose(curves[0][:20], curves[1][:20], rtol=1e-5)
