@@ -115,6 +115,12 @@ def live_ray(record: dict[str, Any]) -> str | None:
     return f"127.0.0.1:{entry['port']}"
 
 
+def live_forkserver(record: dict[str, Any]) -> str | None:
+    """The socket of the recorded fork server, if its process is the recorded one."""
+    entry = record.get("forkserver")
+    return entry["socket"] if entry and same_process(entry) else None
+
+
 def same_process(entry: dict[str, Any]) -> bool:
     """Whether the process `entry["pid"]` runs and is the one that was recorded, not a later one of the same number."""
     import psutil

@@ -1,16 +1,14 @@
-"""The lab of a checkout: one Prefect server and one Ray head that stay up between stages, both on loopback."""
+"""The lab of a checkout: what stays up between stages, on loopback: a Prefect server, a Ray head and a fork server."""
 
 import contextlib
 import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,14 @@ from flows.environment import (
     SWITCHES,
     answers_http,
     is_open,
+    live_forkserver,
     live_prefect,
     live_ray,
     ray_token,
     read_record,
     same_process,
 )
+from flows.ports import ANY_PORTS, Ports, choose_ports
 from flows.prefect_server import server_command, server_environment
 from flows.prefect_session import START_SECONDS, any_free_port
 from flows.ray_session import OBJECT_STORE_BYTES, ray_folder
@@ -33,23 +33,13 @@ from pico.files import write_json
 
 STOP_SECONDS = 15
 """How long a service may take to end before it is killed."""
-FIRST_PORTS = {"prefect": 4200, "ray": 6379, "dashboard": 8265}
-"""Where the search for a free port begins when none is asked for."""
+Record = dict[str, Any]
+"""What is known of a service, or by service name of all of them: process, ports, places."""
+LIVE = {"prefect": live_prefect, "ray": live_ray, "forkserver": live_forkserver}
+"""The services in the order in which they start: each with what gives its address if it is up."""
 
 
-@dataclass(frozen=True)
-class Ports:
-    """The ports asked for; None means the first free one from the usual one on."""
-
-    prefect: int | None = None
-    ray: int | None = None
-    dashboard: int | None = None
-
-
-ANY_PORTS = Ports()
-
-
-def up(root: Path, ports: Ports = ANY_PORTS) -> dict[str, Any]:
+def up(root: Path, ports: Ports = ANY_PORTS) -> Record:
     """Starts what of the lab is not up, side by side, and gives its record; what is up already stays as it is.
 
     Raises PicoError where a port that was asked for is taken, or a service ends or stays silent; then everything that
@@ -58,23 +48,23 @@ def up(root: Path, ports: Ports = ANY_PORTS) -> dict[str, Any]:
     root = _project(root)
     with _locked(root):
         record = read_record(root) or {}
-        missing = [name for name, live in (("prefect", live_prefect), ("ray", live_ray)) if not live(record)]
+        missing = [name for name, live in LIVE.items() if not live(record)]
+        if "prefect" in missing and "forkserver" not in missing:  # it has the old server's address
+            missing.append("forkserver")
         if not missing:
             return record
-        for name in missing:
-            _stop(root, record, name)  # a stale record, or one that hangs
-        chosen = _choose_ports(ports, missing)
+        _stop(root, record, missing)  # a stale record, or one that hangs
+        chosen = choose_ports(ports, missing)
         started: dict[str, subprocess.Popen] = {}
         try:
-            for name in missing:
-                process, entry = (_start_prefect if name == "prefect" else _start_ray)(root, chosen)
-                started[name] = process
-                record[name] = entry
-                write_json(root / LAB / "lab.json", record)  # at once, so that a half-started lab can be stopped
-            _await_health(root, record, started)
+            # The fork server comes last: its imports, some 10 s of CPU time, are wanted by the second stage only.
+            for names in ([name for name in missing if name != "forkserver"], ["forkserver"]):
+                for name in set(names) & set(missing):
+                    started[name], record[name] = START[name](root, chosen, record)
+                    write_json(root / LAB / "lab.json", record)  # at once, so that a half-started lab can be stopped
+                _await_health(root, record, started)
         except BaseException:
-            for name in started:
-                _stop(root, record, name)
+            _stop(root, record, list(started))
             raise
     return record
 
@@ -84,17 +74,18 @@ def down(root: Path) -> list[str]:
     root = _project(root)
     with _locked(root):
         record = read_record(root) or {}
-        return [name for name in ("prefect", "ray") if _stop(root, record, name)]
+        return _stop(root, record, list(LIVE))
 
 
 def status(root: Path) -> dict[str, str | None]:
-    """The addresses of what is up and answers: `prefect`, `ray`, `dashboard`; None for what is not."""
+    """The addresses of what is up and answers: `prefect`, `ray`, `dashboard`, `forkserver`; None for what is not."""
     record = read_record(_project(root)) or {}
     api, ray = live_prefect(record), live_ray(record)
     return {
         "prefect": api and api.removesuffix("/api"),
         "ray": ray,
         "dashboard": ray and f"http://127.0.0.1:{record['ray']['dashboard']}",
+        "forkserver": live_forkserver(record),
     }
 
 
@@ -121,61 +112,13 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _choose_ports(ports: Ports, missing: list[str]) -> dict[str, int]:
-    wanted = {"prefect": ["prefect"], "ray": ["ray", "dashboard"]}
-    chosen: dict[str, int] = {}
-    for name in (port for service in missing for port in wanted[service]):
-        asked = getattr(ports, name)
-        if asked is not None and not is_free(asked):
-            raise PicoError(
-                f"port {asked} is in use{_holder(asked)}",
-                where=f"--{name}-port {asked}",
-                mend=f"stop that program, or name another: pico up --{name}-port N (without it, a free one is found)",
-            )
-        chosen[name] = asked or _free_port(FIRST_PORTS[name], set(chosen.values()))
-    return chosen
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1:port now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            return False
-    return True
-
-
-def _free_port(first: int, taken: set[int]) -> int:
-    for port in range(first, first + 200):
-        if port not in taken and is_free(port):
-            return port
-    raise PicoError(
-        f"no free port between {first} and {first + 199}", mend="stop some servers, or name one: pico up --help"
-    )
-
-
-def _holder(port: int) -> str:
-    """Which program listens on `port`, as far as this user may know."""
-    import psutil
-
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        pass
-    return ""
-
-
 def _environment(**more: str) -> dict[str, str]:
     """What the services are given: the switches and this lab's places, and no address of another Prefect or Ray."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "RAY_ADDRESS")}
     return {**SWITCHES, **inherited, **more}
 
 
-def _start_prefect(root: Path, ports: dict[str, int]) -> tuple[subprocess.Popen, dict[str, Any]]:
+def _start_prefect(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
     port = ports["prefect"]
     home = root / LAB / "prefect"
     home.mkdir(parents=True, exist_ok=True)
@@ -186,7 +129,7 @@ def _start_prefect(root: Path, ports: dict[str, int]) -> tuple[subprocess.Popen,
     return process, {**entry, "port": port}
 
 
-def _start_ray(root: Path, ports: dict[str, int]) -> tuple[subprocess.Popen, dict[str, Any]]:
+def _start_ray(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
     folder = ray_folder(root, "lab")
     (folder / "ray_current_cluster").unlink(missing_ok=True)  # Ray writes it once it is ready
     environment = _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(ray_token(root)))
@@ -204,9 +147,20 @@ def _start_ray(root: Path, ports: dict[str, int]) -> tuple[subprocess.Popen, dic
     return process, {**entry, "port": ports["ray"], "dashboard": ports["dashboard"], "folder": str(folder)}
 
 
-def _spawn(
-    root: Path, name: str, command: list[str], environment: dict[str, str]
-) -> tuple[subprocess.Popen, dict[str, Any]]:
+def _start_forkserver(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
+    """With the very environment that the stages will have, so that what it imports is what they would import."""
+    path = ray_folder(root, "fork") / "socket"
+    environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{record['prefect']['port']}/api"}
+    process, entry = _spawn(
+        root, "forkserver", [sys.executable, "-m", "flows.forkserver", "--socket", str(path)], environment
+    )
+    return process, {**entry, "socket": str(path), "folder": str(path.parent)}
+
+
+START = {"prefect": _start_prefect, "ray": _start_ray, "forkserver": _start_forkserver}
+
+
+def _spawn(root: Path, name: str, command: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen, Record]:
     """Starts a service in a session of its own, so that Ctrl-C in a terminal does not reach it; logs to runs/lab."""
     import psutil
 
@@ -217,7 +171,7 @@ def _spawn(
     return process, {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
 
 
-def _await_health(root: Path, record: dict[str, Any], started: dict[str, subprocess.Popen]) -> None:
+def _await_health(root: Path, record: Record, started: dict[str, subprocess.Popen]) -> None:
     """Waits until all that was started answers. Raises PicoError with the log's end if one ends or stays silent."""
     deadline = time.monotonic() + START_SECONDS
     waiting = dict(started)
@@ -232,9 +186,11 @@ def _await_health(root: Path, record: dict[str, Any], started: dict[str, subproc
         time.sleep(0.1)
 
 
-def _is_healthy(name: str, entry: dict[str, Any]) -> bool:
+def _is_healthy(name: str, entry: Record) -> bool:
     if name == "prefect":
         return answers_http(entry["port"], "/api/health")
+    if name == "forkserver":  # it listens first; who comes before it has imported everything waits
+        return Path(entry["socket"]).exists()
     return Path(entry["folder"], "ray_current_cluster").exists() and is_open(entry["port"])
 
 
@@ -248,48 +204,42 @@ def _failure(root: Path, name: str, what: str) -> PicoError:
     )
 
 
-def _stop(root: Path, record: dict[str, Any], name: str) -> bool:
-    """Ends a recorded service with all its processes and forgets it; gives whether it was running."""
+def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
+    """Ends recorded services with all their processes and forgets them; gives the names of those that were running."""
     import psutil
 
-    entry = record.pop(name, None)
-    if entry is None:
-        return False
-    was_running = same_process(entry)
-    processes = []
-    if was_running:
-        main = psutil.Process(entry["pid"])
-        processes = [main, *main.children(recursive=True)]
-        _signal([main], signal.SIGTERM)  # Ray's and Prefect's main processes end their own
-        psutil.wait_procs([main], timeout=STOP_SECONDS)
-    processes += _left_in(entry.get("folder"))  # Ray's, whose parent may have been killed
+    entries = {name: record.pop(name) for name in names if name in record}
+    running = {name: psutil.Process(entry["pid"]) for name, entry in entries.items() if same_process(entry)}
+    processes = [process for main in running.values() for process in (main, *main.children(recursive=True))]
+    _signal(running.values(), signal.SIGTERM)  # Ray's and Prefect's main processes end their own
+    psutil.wait_procs(running.values(), timeout=STOP_SECONDS)
+    folders = [entry["folder"] for entry in entries.values() if "folder" in entry]
+    processes += _left_in(folders)  # Ray's, whose parent may have been killed
     _signal(processes, signal.SIGKILL)
     psutil.wait_procs(processes, timeout=STOP_SECONDS)
-    if folder := entry.get("folder"):
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     path = root / LAB / "lab.json"
     if record:
         write_json(path, record)
     else:
         path.unlink(missing_ok=True)
-    return was_running
+    return list(running)
 
 
-def _left_in(folder: str | None) -> list:
-    """This user's processes whose command line names the lab's own Ray folder."""
+def _left_in(folders: list[str]) -> list:
+    """This user's processes whose command line names one of the lab's own folders."""
     import psutil
 
-    if not folder:
-        return []
     found = []
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
-        if uids and uids.real == os.getuid() and any(folder in word for word in words) and process.pid != os.getpid():
+        if uids and uids.real == os.getuid() and any(folder in word for word in words for folder in folders):
             found.append(process)
-    return found
+    return [process for process in found if process.pid != os.getpid()]
 
 
-def _signal(processes: list, number: int) -> None:
+def _signal(processes: Iterable, number: int) -> None:
     import psutil
 
     for process in processes:

@@ -163,6 +163,7 @@ def _die_on_sigterm() -> type[BaseException]:
 def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> BaseException | None:
     """Runs the flow; gives the exception that failed it, or None."""
     from prefect import flow, tags
+    from prefect.context import TagsContext
     from prefect.states import Failed
 
     from flows.logs import shorten_tracebacks
@@ -174,7 +175,10 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
         nonlocal failure
         shorten_tracebacks()
         try:
-            body(stage)
+            # Tags are for finding flow runs. Tasks would inherit them, and ask the server for each tag whether it is
+            # limited, before every task; now and then that takes 2 s.
+            with TagsContext(current_tags=set()):
+                body(stage)
         except Exception as error:
             failure = domain_error(error) or error
             if isinstance(failure, PicoError):

@@ -35,10 +35,10 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="the fi
 
 @app.command()
 def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = None) -> None:
-    """Start the lab: a Prefect server and a Ray head, on loopback, which all stages then share."""
+    """Start the lab, which all stages then share, on loopback: a Prefect server, a Ray head and a fork server."""
     root = project_root()
-    from flows.lab import Ports
     from flows.lab import up as start
+    from flows.ports import Ports
 
     start(root, Ports(prefect_port, ray_port, dashboard_port))
     _show_status(root)
@@ -138,7 +138,7 @@ def project_root() -> Path:
 def _show_status(root: Path) -> None:
     from flows.lab import status as lab_status
 
-    labels = {"prefect": "Prefect UI", "ray": "Ray head", "dashboard": "Ray dashboard"}
+    labels = {"prefect": "Prefect UI", "ray": "Ray head", "dashboard": "Ray dashboard", "forkserver": "Fork server"}
     for name, address in lab_status(root).items():
         print(f"{labels[name]:<14} {address or 'not up'}")
 

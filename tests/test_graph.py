@@ -55,7 +55,7 @@ def reached(module: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_the_code_it_runs(stage):
-    entry = STAGES[stage]["cmd"].split()[2]
+    entry = f"flows.{STAGES[stage]['cmd'].split()[3]}"
     listed = [dep for dep in STAGES[stage]["deps"] if "$" not in dep and not dep.startswith(("data/", "reports/"))]
     code = {module for module in reached(entry) if module.startswith("pico.") and module not in INFRASTRUCTURE} | {
         entry

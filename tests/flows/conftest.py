@@ -21,7 +21,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert started.returncode == 0, started.stderr
     yield root
     stopped = run_python(root, "-m", "pico.cli", "down")
-    assert stopped.stdout == "stopped: prefect, ray\n", stopped.stderr
+    assert stopped.stdout == "stopped: prefect, ray, forkserver\n", stopped.stderr
 
 
 @pytest.fixture(scope="session")

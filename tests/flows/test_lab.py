@@ -13,7 +13,8 @@ import pytest
 from lab_project import make_project, run_python
 
 from flows.environment import LAB, read_record
-from flows.lab import Ports, down, is_free, status, up
+from flows.lab import down, status, up
+from flows.ports import Ports, is_free
 from flows.ray_session import ray_folder
 from pico.errors import PicoError
 
@@ -34,7 +35,7 @@ def test_a_stale_record_is_not_taken_for_a_lab(project: Path) -> None:
     path.parent.mkdir(parents=True)
     entry = {"pid": os.getpid(), "started": 1.0, "port": 4200}
     path.write_text(json.dumps({"prefect": entry, "ray": {**entry, "dashboard": 8265}}))
-    assert status(project) == {"prefect": None, "ray": None, "dashboard": None}
+    assert status(project) == {"prefect": None, "ray": None, "dashboard": None, "forkserver": None}
     assert down(project) == [], "this test's own process must survive"
     assert not path.exists()
 
@@ -144,7 +145,7 @@ def test_a_second_checkout_has_a_lab_of_its_own_and_outlives_a_kill(lab: Path, t
     assert again["prefect"] == second["prefect"], "what is up stays as it is"
     assert again["ray"]["pid"] != second["ray"]["pid"]
 
-    assert down(other) == ["prefect", "ray"]
+    assert down(other) == ["prefect", "ray", "forkserver"]
     assert not Path(second["ray"]["folder"]).exists()
     assert not naming(second["ray"]["folder"])
     assert None not in status(lab).values(), "the first lab is untouched"

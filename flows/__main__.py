@@ -1,0 +1,93 @@
+"""`python -m flows STAGE [--model NAME]`: runs one stage, as dvc.yaml does; `python -m flows.STAGE`, only sooner.
+
+Where the lab is up, its fork server has imported the libraries already and runs the stage in a fork of itself, with
+this process's terminal, folder and environment. This process then passes signals on, and ends as the stage ends.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flows.environment import live_forkserver, read_record
+
+STAGES = ("fetch", "fetch_benchmarks", "prepare", "validate", "pretrain", "analyze", "benchmark", "export", "report")
+COLD = ("fetch",)
+"""Stages that change what libraries read as they are imported: fetch may go online, all others may not."""
+ANSWER_SECONDS = 120
+"""How long the fork server may take for its own imports before the stage goes its own way."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def main() -> NoReturn:
+    """The command line of the package."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in STAGES:
+        print(f"usage: python -m flows STAGE [--model NAME]; a stage is one of: {', '.join(STAGES)}", file=sys.stderr)
+        sys.exit(2)
+    stage = arguments[0]
+    if stage not in COLD and (server := _connect(Path.cwd())):
+        try:
+            status = _run_in_fork(server, arguments)
+        except KeyboardInterrupt:  # before the fork was made; afterwards it is the fork that decides
+            sys.exit(130)
+        if status is not None:
+            sys.exit(status)
+    sys.argv = [sys.argv[0], *arguments[1:]]
+    runpy.run_module(f"flows.{stage}", run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def _connect(root: Path) -> socket.socket | None:
+    """A connection to the fork server of this checkout's lab, or None where there is none."""
+    path = live_forkserver(read_record(root) or {})
+    if not path:
+        return None
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(path)
+    except OSError:
+        server.close()
+        return None
+    return server
+
+
+def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
+    """Runs the stage in a fork of the server; gives its exit status, or None where the server will not have it."""
+    request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    server.settimeout(ANSWER_SECONDS)
+    try:
+        socket.send_fds(server, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
+        with server.makefile("r") as answers:
+            answer = _next(answers)
+            if "process" not in answer:
+                if "refused" in answer:
+                    print(
+                        f"{arguments[0]}: starting without the lab's fork server: {answer['refused']}", file=sys.stderr
+                    )
+                return None
+            server.settimeout(None)
+            for number in FORWARDED:
+                signal.signal(number, lambda number, frame: _pass_on(answer["process"], number))
+            return _next(answers).get("status", 1)  # no status: the server was killed, and the stage with it
+    except OSError:  # the server ended, or is silent
+        return None
+
+
+def _next(answers: Any) -> dict[str, Any]:
+    line = answers.readline()
+    return json.loads(line) if line else {}
+
+
+def _pass_on(process: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended; its status is on its way
+        os.kill(process, number)
+
+
+if __name__ == "__main__":
+    main()
