@@ -2,29 +2,28 @@
 
 Reads the flow runs that Prefect recorded in this checkout and the events of the training processes. For each stage:
 
-- `between`: from the end of the stage before to the start of this stage's flow. DVC's hashing and bookkeeping, and the
-  start of a Python process with Prefect and all its imports.
-- `imports`: of that, what importing the library modules that the stage uses takes in a bare process, measured here:
-  torch, transformers and the like, which a run without any orchestration would import too.
+- `between`: from the end of the flow before to the start of this stage's. DVC's hashing and bookkeeping, and the start
+  of a process, with what it imports.
 - `flow`: the flow's own time.
 - `ray`: of that, what Ray took. For training, all but the time between the loop's first and last event. For stages
   that spread tasks, the time that connecting and starting two workers takes, measured here with tasks that only import
   torch.
+- `lab`: starting and stopping the lab, measured here.
+- `Prefect within flows`: taken to be the time of a flow with three empty tasks, measured here, for each stage.
 
-Orchestration is `between` less `imports`, and `ray`. Prefect's requests within a flow are added: they are taken to be
-the time of a flow with three empty tasks, measured here.
+Orchestration is all of that but `flow`. It is an upper bound: a run without any orchestration would import torch, too.
 """
 
 import argparse
-import ast
 import json
-import subprocess
-import sys
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import flows  # noqa: F401  (sets the environment before Prefect is imported)
+from flows.lab import down, up
+from flows.prefect_session import prefect_session
 from flows.ray_session import ray_session
 from pico.spread import spread
 
@@ -60,21 +59,6 @@ def training_seconds(root: Path) -> list[float]:
     return found
 
 
-def import_seconds(stage: str) -> float:
-    """Importing, in a bare process, the modules of pico that a stage's flow module imports."""
-    tree = ast.parse(Path(f"flows/{stage}.py").read_text())
-    modules = sorted(
-        {
-            node.module
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pico")
-        }
-    )
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
-    return time.monotonic() - start
-
-
 def import_torch(_: int) -> int:
     """What a worker of a spreading stage has to do before any science."""
     import torch
@@ -83,7 +67,9 @@ def import_torch(_: int) -> int:
 
 
 def ray_start_seconds() -> float:
-    """Connecting to Ray and having two workers ready."""
+    """Connecting to Ray and having two workers ready; Ray's own import is the fork server's."""
+    import ray  # noqa: F401
+
     start = time.monotonic()
     with ray_session(Path.cwd()):
         list(spread(import_torch, [(0,), (1,)]))
@@ -102,9 +88,20 @@ def empty_flow_seconds() -> float:
         for _ in range(3):
             nothing()
 
-    empty()
+    seconds = []
+    with prefect_session():
+        for _ in range(6):
+            start = time.monotonic()
+            empty()
+            seconds.append(time.monotonic() - start)
+    return statistics.median(seconds[1:])
+
+
+def lab_seconds() -> float:
+    """Stopping the lab and starting it again."""
     start = time.monotonic()
-    empty()
+    down(Path.cwd())
+    up(Path.cwd())
     return time.monotonic() - start
 
 
@@ -116,9 +113,7 @@ def main() -> None:
     if not runs:
         raise SystemExit("Prefect has no completed flow runs of this checkout: run make repro, then pico up")
     trained = training_seconds(Path("runs/pretrain"))
-    spreading, empty = ray_start_seconds(), empty_flow_seconds()
-    stages = sorted({run["name"].split("-")[0] for run in runs})
-    imports = {stage: import_seconds(stage) for stage in stages}
+    spreading, empty, lab = ray_start_seconds(), empty_flow_seconds(), lab_seconds()
     rows: list[dict[str, Any]] = []
     before = runs[0]["start"]
     for run in runs:
@@ -128,26 +123,21 @@ def main() -> None:
             ray = seconds - trained.pop(0)
         elif run["name"].startswith(SPREADING):
             ray = spreading
-        between = max(run["start"] - before, 0.0)
-        needed = min(imports[run["name"].split("-")[0]], between)
-        rows.append({"stage": run["name"], "between": between, "imports": needed, "flow": seconds, "ray": ray})
+        rows.append({"stage": run["name"], "between": max(run["start"] - before, 0.0), "flow": seconds, "ray": ray})
         before = run["end"]
-    wall = runs[-1]["end"] - runs[0]["start"]
-    total = {key: sum(row[key] for row in rows) for key in ("between", "imports", "flow", "ray")}
+    total = {key: sum(row[key] for row in rows) for key in ("between", "flow", "ray")}
+    wall = runs[-1]["end"] - runs[0]["start"] + lab
     prefect = empty * len(rows)
-    share = (total["between"] - total["imports"] + total["ray"] + prefect) / wall
-    result = {"wall": wall, "stages": rows, "total": total, "prefect_in_flows": prefect, "share": share}
+    share = (total["between"] + total["ray"] + prefect + lab) / wall
+    result = {"wall": wall, "stages": rows, "total": total, "lab": lab, "prefect_in_flows": prefect, "share": share}
     if arguments.json:
         print(json.dumps(result, indent=1))
         return
     for row in [*rows, {"stage": "all", **total}]:
-        print(
-            "{stage:18} between {between:6.1f} s (imports {imports:5.1f})   flow {flow:6.1f} s (Ray {ray:5.1f})".format(
-                **row
-            )
-        )
+        print("{stage:18} between {between:6.1f} s   flow {flow:6.1f} s (Ray {ray:5.1f})".format(**row))
     print(
-        f"wall {wall:.0f} s; Prefect within flows about {prefect:.0f} s; orchestration {100 * share:.0f} % of the wall"
+        f"wall {wall:.0f} s; lab {lab:.0f} s; Prefect within flows about {prefect:.0f} s; "
+        f"orchestration {100 * share:.0f} % of the wall"
     )
 
 

@@ -34,7 +34,7 @@ LIBRARIES = (
 """What is imported beforehand: none starts threads that a fork would lose (OpenBLAS and jemalloc restart theirs)."""
 
 OF_A_TERMINAL = re.compile(
-    r"_|[A-Z]*PWD|SHLVL|PS\d|LINES|COLUMNS|LS_COLORS|GPG_TTY|DISPLAY|WAYLAND_DISPLAY|COLORTERM|INVOCATION_ID"
+    r"_|PATH|[A-Z]*PWD|SHLVL|PS\d|LINES|COLUMNS|LS_COLORS|GPG_TTY|DISPLAY|WAYLAND_DISPLAY|COLORTERM|INVOCATION_ID"
     r"|JOURNAL_STREAM|(DVC|SSH|TERM|TMUX|SCREEN|VSCODE|WINDOW|XDG_SESSION|DBUS|MAKE|VIRTUAL_ENV)\w*|MFLAGS"
 )
 """Variables in which one terminal or command differs from another, and which no library reads as it is imported."""
@@ -193,8 +193,8 @@ def _become(request: dict[str, Any], set_by_imports: dict[str, str], leaving: "_
     except SystemExit as end:
         leaving.status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
-    except BaseException:
-        leaving.status = 1
+    except BaseException as error:
+        leaving.status = 130 if isinstance(error, KeyboardInterrupt) else 1
         raise
 
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Of a scale or model; a folder has it, and so has a flow run."""
 
 
 class Section(BaseModel):
@@ -18,9 +20,9 @@ class Section(BaseModel):
 class Suite(Section):
     """Which models are made under the identical conditions below."""
 
-    scale: str
+    scale: Name
     """The name of the scale in `conf/scale/`; also the folder below `data/models` and its like."""
-    models: list[str] = Field(min_length=1)
+    models: list[Name] = Field(min_length=1)
     """Names, narrowest first; each needs an entry in `models`. dvc.yaml spreads its stages over this list."""
 
 
@@ -72,6 +74,8 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _place_is_named(self) -> "Source":
+        if self.domain == "all":
+            raise ValueError(f"source {self.name!r}: domain `all` means all of them together; name another")
         for kind, given in (("wheel", self.wheel), ("hub", self.hub)):
             if (self.kind == kind) != (given is not None):
                 raise ValueError(f"source {self.name!r}: `{kind}` is needed for kind `{kind}`, and only there")
@@ -267,7 +271,7 @@ class Analysis(Section):
 class BenchmarkTask(Section):
     """One benchmark: a task of pico/evaluation/tasks and where its data lie in the benchmark wheel."""
 
-    name: str
+    name: Name
     """Also its folder in data/benchmarks."""
     metric: str
     """The metric drawn in the report, for instance `acc_norm`."""

@@ -113,6 +113,8 @@ def test_all_wrong_settings_are_reported_at_once(tmp_path):
         (("packing", "seq_len"), 4096, "exceeds model.max_seq_len"),
         (("training", "workers"), 3, "not a multiple of training.workers"),
         (("suite", "models"), ["tiny"], "they must be the same"),
+        (("suite", "models"), ["../elsewhere"], "suite.models"),
+        (("suite", "scale"), "../elsewhere", "suite.scale"),
         (("schedule", "warmup_steps"), 100_000, "warmup_steps"),
     ],
 )
