@@ -35,6 +35,9 @@ SWITCHES = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
+    # Workers would run at niceness 15: a training of two threads then waits at every step for the one that shares its core
+    # with anything else, and is ten times slower beside one busy process.
+    "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
 }
