@@ -74,6 +74,7 @@ class _Measuring:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._layers: dict[tuple[Place, int], Layer] = {}
+        self._fingerprints: dict[str, str] = {}
         self.own = self._layer(task.place)
         self.step = self.own.checkpoint.step
         self.tokens = int(self.own.checkpoint.trainer["tokens"])
@@ -171,7 +172,10 @@ class _Measuring:
         settings: dict[str, Any] | None = None,
     ) -> Row:
         parameters = metric.parameters | (settings or {})
-        identity = [metric_fingerprint(metric), parameters, list(key), [layer.identity for layer in operands]]
+        if metric.name not in self._fingerprints:
+            self._fingerprints[metric.name] = metric_fingerprint(metric)
+        code = self._fingerprints[metric.name]
+        identity = [code, parameters, list(key), [layer.identity for layer in operands]]
         found = self.own.sidecar.measured(fingerprint(identity), measure)
         module = {} if key.module is None else {"module": key.module}
         return {

@@ -6,7 +6,7 @@
 | metric, params | the metric; canonical JSON of its settings and, for components of one module, that module |
 | target_step | the checkpoint compared with; null for metrics of one tensor |
 | target_run, target_layer | the run and the layer compared with, where they are others; null for the same |
-| component, data_type, layer, head, split | what was measured; layer -1: embeddings; head null: all; split null: weights |
+| component, data_type, layer, head, split | what was measured; layer -1: embeddings; null: all heads; weights |
 | value, status | float64; null where the metric is not defined, and status says why; see Measurement |
 | n, p, rank | shape and rank; see Measurement |
 | input_dtype | the type in which the data were stored |
