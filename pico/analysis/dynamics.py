@@ -55,7 +55,7 @@ def update_to_weight_rms(x: Matrix, y: Matrix, *, steps: int = 1) -> float:
 
 @metric(
     definition="<X, Y> / (|X| |Y|), X the change since the previous checkpoint, Y the change of the interval before",
-    source="Rossi et al. 2022 (weight velocity); Merrill et al. 2021, arXiv 2010.09697",
+    source="Guille-Escuret et al. 2024, arXiv 2306.11922",
     types="W",
     target="update",
     elementwise=True,

@@ -66,7 +66,7 @@ def loss_spike_score(loss: ArrayLike, *, window: int = 32, threshold: float = 6.
     loss: (steps,). The baseline is the median of the window, the deviation 1.4826 times its median absolute deviation
     (Gaussian: the standard deviation), so that an earlier spike does not hide a later one. Steps without a full window
     do not count. A loss that is not finite is a spike, and takes no part in later baselines. None where no step has a
-    full window. After the count of OLMo 2, arXiv 2501.00656, which takes mean and standard deviation of 128 steps.
+    full window. After the spike score of OLMo 2, arXiv 2501.00656, which takes a rolling mean and standard deviation.
     """
     values = np.asarray(loss, np.float64)
     if values.ndim != 1 or window < 2:
