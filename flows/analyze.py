@@ -10,6 +10,7 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
+from pico.analysis.comparisons import other_runs
 from pico.analysis.engine import analysis_folder, analyze_run, find_checkpoints
 from pico.analysis.table import read_table
 from pico.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from pico.errors import PicoError
 from pico.files import publish
 
 DATA = Path("data")
+SIDECARS = Path("runs/analyze/sidecars")
 
 
 @task
@@ -32,7 +34,27 @@ def measure(stage: Stage, source: Path, model: str, settings: Analysis, folder: 
     if kept := len(list(folder.glob("step_*.parquet"))):
         stage.logger.info("Found %d analysed checkpoints from an earlier run", kept)
     with stage.ray(), _bar(stage, model) as report:
-        return analyze_run(source, model, settings.metrics, settings.components, folder, report=report)
+        return analyze_run(
+            source,
+            model,
+            settings.metrics,
+            settings.components,
+            folder,
+            **_choices(source, settings),
+            sidecars=SIDECARS / source.parent.name,
+            report=report,
+        )
+
+
+def _choices(source: Path, settings: Analysis) -> dict[str, Any]:
+    """What is measured and compared with what; another run is a model of the same suite, or the folder of one."""
+    siblings = {name: source.parent / name for name in other_runs(settings.compare)}
+    return {
+        "layers": settings.layers,
+        "compare": settings.compare,
+        "layer_pairs": settings.layer_pairs,
+        "others": {name: folder if folder.is_dir() else Path(name) for name, folder in siblings.items()},
+    }
 
 
 @task
@@ -40,7 +62,7 @@ def summarize(folder: Path, step: int) -> list[dict[str, Any]]:
     """Mean of each metric over layers, heads and splits: one row a module or circuit and type of data."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in read_table(folder).to_pylist():
-        if row["step"] == step and row["value"] is not None:
+        if row["step"] == step and row["value"] is not None and row["target_layer"] is None:
             key = (json.loads(row["params"]).get("module", row["component"]), row["data_type"])
             values.setdefault(key, {}).setdefault(row["metric"], []).append(row["value"])
     metrics = sorted({metric for found in values.values() for metric in found})
@@ -99,8 +121,9 @@ def analyze(stage: Stage) -> None:
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
-    folder = analysis_folder(source, model, params.analysis.metrics, params.analysis.components)
-    measure(stage, source, model, params.analysis, folder)
+    settings = params.analysis
+    folder = analysis_folder(source, model, settings.metrics, settings.components, **_choices(source, settings))
+    measure(stage, source, model, settings, folder)
     rows = summarize(folder, found[-1].step)
     publish(folder, target)
     stage.table(f"analyze-{model}", rows, f"Mean over layers, heads and splits at step {found[-1].step} of {model}")

@@ -265,7 +265,15 @@ class Analysis(Section):
     metrics: list[str] = Field(min_length=1)
     """Names of pico/analysis."""
     components: list[str] = Field(min_length=1)
-    """`simple` (one layer's tensor), `ov_circuit`."""
+    """`simple` (each captured module), `ov_circuit`, `qk_circuit`, `attention`, `mlp`, `residual`, `embedding`,
+    `unembedding`."""
+    layers: str | list[NonNegative] = "all"
+    """`all`, a list of numbers from 0, or text such as `0-3,8`."""
+    compare: list[str | NonNegative] = Field(default=["last"], min_length=1)
+    """What activations are compared with: `last`, `previous`, `first`, `every` (each pair of checkpoints), a step, or
+    `run:NAME`: the same step of another model of the suite, or of the run at a path."""
+    layer_pairs: bool = False
+    """Whether the layers of a checkpoint are compared with each other too."""
 
 
 class BenchmarkTask(Section):

@@ -13,7 +13,9 @@ from pico.checkpoint import Checkpoint
 from pico.errors import PicoError
 
 SPLITS = ("train", "val")
-V_PROJ, O_PROJ = "attention.v_proj", "attention.o_proj"
+MODEL = -1
+"""The "layer" of what belongs to the model and to none of its layers: the embeddings."""
+Q_PROJ, K_PROJ, V_PROJ, O_PROJ = (f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class State:
     """Split -> captured module -> (rows, out)."""
     gradients: dict[str, dict[str, Tensor]]
     """Split -> captured module -> (out, in), of the mean loss."""
+    layer: int = 0
+    checkpoint: Checkpoint | None = None
+    """Where it was read from, for components that look beyond their layer."""
 
 
 class Key(NamedTuple):
@@ -50,16 +55,26 @@ class Key(NamedTuple):
 Part = tuple[Key, Callable[[], Matrix]]
 """A key and what makes its matrix: only one layer's matrices in turn need to be in memory."""
 
-COMPONENTS: dict[str, Callable[[State], Iterator[Part]]] = {}
+Component = Callable[[State], Iterator[Part]]
+
+COMPONENTS: dict[str, Component] = {}
+OF_THE_MODEL: set[str] = set()
+"""Names of the components that belong to no layer: they are given the State of layer MODEL, the others never are."""
 
 
-def component(function: Callable[[State], Iterator[Part]]) -> Callable[[State], Iterator[Part]]:
+def component(function: Component) -> Component:
     """Registers a function from a State to its parts, under the function's name."""
     COMPONENTS[function.__name__] = function
     return function
 
 
-def get_component(name: str) -> Callable[[State], Iterator[Part]]:
+def model_component(function: Component) -> Component:
+    """As `component`, for what belongs to the model and to no layer."""
+    OF_THE_MODEL.add(function.__name__)
+    return component(function)
+
+
+def get_component(name: str) -> Component:
     """The component of that name. Raises PicoError naming the nearest one."""
     if name not in COMPONENTS:
         raise PicoError(
@@ -72,15 +87,17 @@ def get_component(name: str) -> Callable[[State], Iterator[Part]]:
 def read_state(checkpoint: Checkpoint, layer: int, modules: tuple[str, ...] | None = None) -> State:
     """Reads one layer, memory-mapped: everything, or, where the captured `modules` are given, the weights alone.
 
-    Raises PicoError for a missing or torn file.
+    Layer MODEL is what lies outside the layers. Where a whole layer's output was captured, its module is "". Raises
+    PicoError for a missing or torn file.
     """
-    prefix = f"layers.{layer}."
+    prefix = "" if layer == MODEL else f"layers.{layer}."
     config = checkpoint.config
 
     def captured(kind: str, ending: str) -> dict[str, dict[str, Tensor]]:
         if modules is not None:
             return {}
-        return {split: _suffixes(checkpoint.dynamics(split, kind, prefix), prefix, ending) for split in SPLITS}
+        found = {split: checkpoint.dynamics(split, kind, prefix.rstrip(".")) for split in SPLITS}
+        return {split: _suffixes(tensors, prefix, ending) for split, tensors in found.items()}
 
     activations = captured("activations", "")
     return State(
@@ -91,12 +108,22 @@ def read_state(checkpoint: Checkpoint, layer: int, modules: tuple[str, ...] | No
         weights=_suffixes(checkpoint.model(prefix), prefix, ".weight"),
         activations=activations,
         gradients=captured("gradients", ".weight"),
+        layer=layer,
+        checkpoint=checkpoint,
     )
 
 
 def _suffixes(tensors: dict[str, Tensor], prefix: str, ending: str) -> dict[str, Tensor]:
-    """The tensors under the names that they have within the layer, in order of name."""
-    return {name.removeprefix(prefix).removesuffix(ending): tensors[name] for name in sorted(tensors)}
+    """The tensors under the names that they have within the layer, in order of name; the layer itself is ""."""
+
+    def inside(name: str) -> bool:
+        return f"{name}.".startswith(prefix) and (prefix != "" or not name.startswith("layers."))
+
+    return {
+        f"{name}.".removeprefix(prefix).removesuffix(".").removesuffix(ending): tensors[name]
+        for name in sorted(tensors)
+        if inside(name)
+    }
 
 
 @component
@@ -107,7 +134,8 @@ def simple(state: State) -> Iterator[Part]:
         return Key("simple", data_type, split, None, module), lambda: Matrix.of(tensor)
 
     for module in state.modules:
-        yield part("weights", None, module, state.weights[module])
+        if module in state.weights:  # a whole block, where one was captured, has none of its own
+            yield part("weights", None, module, state.weights[module])
     for data_type, states in (("activations", state.activations), ("gradients", state.gradients)):
         for split, tensors in states.items():
             for module, tensor in tensors.items():

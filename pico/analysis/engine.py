@@ -1,15 +1,20 @@
 """Analyses a run: one pure task a layer of a checkpoint, spread over the workers there are; one file a checkpoint.
 
 Files that an interrupted analysis left are kept. The working folder is named by all that the numbers depend on: the
-checkpoints' manifests, the settings and this package's source, so that nothing stale is ever taken up.
+checkpoints' manifests, the settings and this package's source, so that nothing stale is ever taken up. Spectra, Gram
+factors and measurements lie beside it in sidecars, which outlive a change of settings; see pico.analysis.sidecar.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pico.analysis.components import get_component
-from pico.analysis.layer import Row, Task, measure_layer
-from pico.analysis.registry import TARGETS, get_metric
+from pico.analysis.comparisons import other_runs, targets_of
+from pico.analysis.components import MODEL, OF_THE_MODEL, get_component
+from pico.analysis.layer import Place, Row, Task, measure_layer
+from pico.analysis.layers import choose_layers
+from pico.analysis.registry import get_metric
+from pico.analysis.sidecar import checkpoint_folder, drop_others
 from pico.analysis.table import file_name, write_table
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
@@ -29,17 +34,34 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def analysis_folder(
-    run: Path, name: str, metrics: Sequence[str], components: Sequence[str], root: Path = Path("runs")
+    run: Path,
+    name: str,
+    metrics: Sequence[str],
+    components: Sequence[str],
+    root: Path = Path("runs"),
+    *,
+    layers: str | Sequence[int] = "all",
+    compare: Sequence[str | int] = ("last",),
+    layer_pairs: bool = False,
+    others: Mapping[str, Path] | None = None,
 ) -> Path:
-    """The resumable working folder below `root` for this analysis of this run."""
-    identity = {
+    """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`."""
+    identity: dict[str, Any] = {
         "run": name,
         "metrics": list(metrics),
         "components": list(components),
-        "checkpoints": {one.folder.name: sha256_file(one.folder / MANIFEST) for one in find_checkpoints(run)},
+        "layers": layers if isinstance(layers, str) else list(layers),
+        "compare": list(compare),
+        "layer_pairs": layer_pairs,
+        "checkpoints": _manifests(run),
+        "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
         "code": {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
     }
     return working_folder("analyze", identity, root)
+
+
+def _manifests(run: Path) -> dict[str, str]:
+    return {one.folder.name: sha256_file(one.folder / MANIFEST) for one in find_checkpoints(run)}
 
 
 def analyze_run(
@@ -49,57 +71,94 @@ def analyze_run(
     components: Sequence[str],
     folder: Path,
     *,
+    layers: str | Sequence[int] = "all",
+    compare: Sequence[str | int] = ("last",),
+    layer_pairs: bool = False,
+    others: Mapping[str, Path] | None = None,
+    sidecars: Path | None = None,
     report: Report | None = None,
     workers: int | None = None,
 ) -> list[Path]:
     """Measures every layer of every checkpoint of `run` (a trained model) into `folder`; gives the files, by step.
 
-    name: what the table calls the run. metrics, components: registered names. Each checkpoint is compared with the
-    last, the one before it or the first, as each metric says; `target_step` records it. Files of `folder` that are
-    there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for any number of them.
-    Raises PicoError for unknown names, and for missing or unreadable checkpoints.
+    name: what the table calls the run. metrics, components: registered names. layers: see `choose_layers`; components
+    of the whole model are measured besides. compare: what metrics of activations compare with, any of "last",
+    "previous", "first", "every" (each pair of checkpoints), a step, and "run:NAME" (the same step of another run, NAME
+    being a key of `others`). layer_pairs: also with every other chosen layer of the same checkpoint. Metrics of weights
+    compare with the checkpoint before, the first one or all before, as each says. `target_step`, `target_run` and
+    `target_layer` record what with.
+
+    sidecars: a folder that keeps spectra, Gram factors and measurements from one analysis to the next. Files of
+    `folder` that are there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for
+    any number of them, and whatever the sidecars hold. Raises PicoError for unknown names and settings, and for missing
+    or unreadable checkpoints.
     """
     for metric in metrics:
         get_metric(metric)
     for component in components:
         get_component(component)
     found = find_checkpoints(run)
+    places = _places(found, name, sidecars)
+    n_layers = min(int(one.config["n_layers"]) for one in found)
+    chosen = choose_layers(layers, n_layers) if any(one not in OF_THE_MODEL for one in components) else []
+    measured = [*([MODEL] if any(one in OF_THE_MODEL for one in components) else []), *chosen]
+    other_places = {
+        other: {one.step: place for one, place in _others(other, others or {}, sidecars)}
+        for other in other_runs(compare)
+    }
+
+    def tasks_of(index: int) -> list[Task]:
+        return [
+            Task(
+                run=name,
+                place=places[index],
+                layer=layer,
+                metrics=tuple(metrics),
+                components=tuple(components),
+                earlier=tuple(places[:index]),
+                targets=targets_of(
+                    index,
+                    layer,
+                    places,
+                    compare,
+                    other_places,
+                    chosen if layer_pairs and layer != MODEL else (),
+                ),
+            )
+            for layer in measured
+        ]
+
     for stale in folder.glob(".*.partial"):  # of a write that was killed
         stale.unlink()
     files = [folder / file_name(one.step) for one in found]
-    tasks = [
-        task
-        for index, path in enumerate(files)
-        if not path.exists()
-        for task in _tasks(found, index, name, metrics, components)
-    ]
-    waiting: dict[Path, list[list[Row] | None]] = {}
+    tasks = [task for index, path in enumerate(files) if not path.exists() for task in tasks_of(index)]
+    waiting: dict[Path, dict[int, list[Row]]] = {}
     for done, (index, rows) in enumerate(spread(measure_layer, [(task,) for task in tasks], workers=workers), start=1):
         task = tasks[index]
-        layers = waiting.setdefault(task.folder, [None] * _n_layers(Checkpoint(task.folder)))
-        layers[task.layer] = rows
-        if all(part is not None for part in layers):
-            path = folder / file_name(Checkpoint(task.folder).step)
-            write_table(path, [row for part in layers for row in part or ()])
-            del waiting[task.folder]
+        ready = waiting.setdefault(task.place.folder, {})
+        ready[task.layer] = rows
+        if len(ready) == len(measured):
+            path = folder / file_name(Checkpoint(task.place.folder).step)
+            write_table(path, [row for layer in measured for row in ready[layer]])
+            del waiting[task.place.folder]
         if report:
             report(done, len(tasks))
+    if sidecars is not None:
+        drop_others(sidecars, name, {place.sidecars for place in places if place.sidecars})
     return files
 
 
-def _tasks(
-    found: list[Checkpoint], index: int, name: str, metrics: Sequence[str], components: Sequence[str]
-) -> list[Task]:
-    """The tasks of one checkpoint, one a layer."""
-    one = found[index]
-    targets = {"last": found[-1].folder, "first": found[0].folder}
-    if index > 0:
-        targets["previous"] = found[index - 1].folder
-    assert set(targets) <= set(TARGETS)
-    return [
-        Task(name, one.folder, targets, layer, tuple(metrics), tuple(components)) for layer in range(_n_layers(one))
-    ]
+def _places(found: Sequence[Checkpoint], name: str, sidecars: Path | None) -> list[Place]:
+    """The checkpoints with the folders of their sidecars."""
+    return [Place(one.folder, checkpoint_folder(sidecars, name, one) if sidecars else None) for one in found]
 
 
-def _n_layers(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.config["n_layers"])
+def _others(name: str, others: Mapping[str, Path], sidecars: Path | None) -> list[tuple[Checkpoint, Place]]:
+    """The checkpoints of another run. Raises PicoError where no such run is known."""
+    if name not in others:
+        raise PicoError(
+            f"analysis.compare names the run {name!r}, which is not known",
+            mend=f"known are: {', '.join(sorted(others)) or 'none'}",
+        )
+    found = find_checkpoints(others[name])
+    return list(zip(found, _places(found, Path(name).name, sidecars), strict=True))

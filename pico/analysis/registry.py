@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from pico.analysis.matrix import Matrix
+from pico.analysis.trajectory import Trajectory
 from pico.errors import PicoError
 
 DATA_TYPES = {"A": "activations", "W": "weights", "G": "gradients"}
-TARGETS = ("last", "previous", "first")
+TARGETS = ("last", "previous", "first", "update", "path")
+"""What the second operand is. `last`: the checkpoint that analysis.compare names, the last one by default; `previous`,
+`first`: the one before, the first one; `update`: X is the change since the one before, Y the change before that;
+`path`: all states of X up to now, a Trajectory."""
+GRAM = frozenset({
+    "linear_cka", "debiased_cka", "minibatch_cka", "rbf_cka", "cca_mean", "svcca", "procrustes", "rsa", "mutual_knn",
+})  # fmt: skip
+"""Metrics of this package that need no more than the inner products between centred rows; see `Metric.gram`."""
 STATUSES = ("ok", "zero", "rank_deficient", "n_too_small", "nonfinite")
 
 
@@ -61,6 +69,9 @@ class Metric:
     parameters: dict[str, Any]
     """The settings of the metric itself and their defaults, for instance {"threshold": 0.01}."""
     function: Callable[..., float | tuple[float, str]]
+    gram: bool = False
+    """All that it asks of X is the inner products between centred rows, so an analysis gives it a kept factor of them.
+    Of Y that holds for every metric that compares activations, unless it is elementwise."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -75,11 +86,13 @@ def metric(
     spectral: bool = False,
     min_rows: int = 1,
     elementwise: bool = False,
+    gram: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Registers a function of one Matrix (or of two, with `target`) under its own name.
 
     The function gives a float, or (float, status), or raises `Undefined(status)`. Its keyword-only arguments are the
-    metric's settings; they need defaults that JSON can hold. `types`: letters of DATA_TYPES, for instance "WG".
+    metric's settings; they need defaults that JSON can hold. A setting `steps` is given the number of optimiser steps
+    since the checkpoint compared with. `types`: letters of DATA_TYPES, for instance "WG". `gram`: see `Metric.gram`.
     """
 
     def register(function: Callable) -> Callable:
@@ -92,7 +105,17 @@ def metric(
         settings = inspect.signature(function).parameters.values()
         parameters = {one.name: one.default for one in settings if one.kind is inspect.Parameter.KEYWORD_ONLY}
         METRICS[name] = Metric(
-            name, definition, source, data_types, target, spectral, min_rows, elementwise, parameters, function
+            name=name,
+            definition=definition,
+            source=source,
+            data_types=data_types,
+            target=target,
+            spectral=spectral,
+            min_rows=min_rows,
+            elementwise=elementwise,
+            parameters=parameters,
+            function=function,
+            gram=gram or name in GRAM,
         )
         return function
 
@@ -118,6 +141,7 @@ def compute(name: str, X: Any, Y: Any = None, **parameters: Any) -> Measurement:
 
     X, Y: numpy or torch arrays of any float type, (n samples, p features); further leading axes are samples too, and a
     vector is one column. A `Matrix` is taken as it is, so that several metrics share its spectrum and Gram matrix.
+    For metrics of a path, Y is a list of earlier states of X, oldest first (or the only one).
     Raises PicoError for an unknown metric or setting, a missing or unwanted Y, or shapes that cannot be compared;
     degenerate data never raise, see `Measurement`.
     """
@@ -128,6 +152,10 @@ def compute(name: str, X: Any, Y: Any = None, **parameters: Any) -> Measurement:
         wanted = "needs two tensors" if Y is None else "looks at one tensor, but two were given"
         raise PicoError(f"metric {name!r} {wanted}")
     x = Matrix.of(X)
+    if chosen.target == "path":
+        path = Y if isinstance(Y, Trajectory) else Trajectory.of(Y, x)
+        _check_comparable(chosen, x, path[0])
+        return _measure(chosen, [x], parameters, path)
     operands = [x] if Y is None else [x, Matrix.of(Y)]
     if chosen.target:
         _check_comparable(chosen, *operands)
@@ -137,11 +165,13 @@ def compute(name: str, X: Any, Y: Any = None, **parameters: Any) -> Measurement:
 def _check_comparable(chosen: Metric, x: Matrix, y: Matrix) -> None:
     if x.n != y.n:
         raise PicoError(f"metric {chosen.name!r}: X has {x.n} rows but Y has {y.n}", mend="row i of both is one sample")
-    if chosen.elementwise and x.p != y.p:
+    if (chosen.elementwise or chosen.target == "path") and x.p != y.p:
         raise PicoError(f"metric {chosen.name!r}: X has {x.p} columns but Y has {y.p}", mend="give equal shapes")
 
 
-def _measure(chosen: Metric, operands: list[Matrix], parameters: dict[str, Any]) -> Measurement:
+def _measure(
+    chosen: Metric, operands: list[Matrix], parameters: dict[str, Any], path: Trajectory | None = None
+) -> Measurement:
     x = operands[0]
 
     def undefined(status: str) -> Measurement:
@@ -153,7 +183,7 @@ def _measure(chosen: Metric, operands: list[Matrix], parameters: dict[str, Any])
         return undefined("nonfinite")
     try:
         with np.errstate(all="ignore"):  # an overflow shows in the result, which is looked at below
-            result = chosen.function(*operands, **parameters)
+            result = chosen.function(*operands, *([path] if path else []), **parameters)
     except Undefined as reason:
         return undefined(reason.status)
     value, status = result if isinstance(result, tuple) else (result, "ok")

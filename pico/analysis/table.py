@@ -5,7 +5,8 @@
 | run, step, tokens | the model, and how far its training was |
 | metric, params | the metric; canonical JSON of its settings and, for components of one module, that module |
 | target_step | the checkpoint compared with; null for metrics of one tensor |
-| component, data_type, layer, head, split | what was measured; head null: all heads; split null: weights |
+| target_run, target_layer | the run and the layer compared with, where they are others; null for the same |
+| component, data_type, layer, head, split | what was measured; layer -1: embeddings; null: all heads; weights |
 | value, status | float64; null where the metric is not defined, and status says why; see Measurement |
 | n, p, rank | shape and rank; see Measurement |
 | input_dtype | the type in which the data were stored |
@@ -31,6 +32,8 @@ SCHEMA = pa.schema([
     pa.field("metric", pa.string(), nullable=False),
     pa.field("params", pa.string(), nullable=False),
     pa.field("target_step", pa.int64()),
+    pa.field("target_run", pa.string()),
+    pa.field("target_layer", pa.int64()),
     pa.field("component", pa.string(), nullable=False),
     pa.field("data_type", pa.string(), nullable=False),
     pa.field("layer", pa.int64(), nullable=False),
@@ -44,7 +47,10 @@ SCHEMA = pa.schema([
     pa.field("input_dtype", pa.string(), nullable=False),
 ])  # fmt: skip
 
-IDENTITY = ("run", "step", "metric", "params", "target_step", "component", "data_type", "layer", "head", "split")
+IDENTITY = (
+    "run", "step", "metric", "params", "target_step", "target_run", "target_layer", "component", "data_type", "layer",
+    "head", "split",
+)  # fmt: skip
 """What tells two measurements apart; the other columns of the key follow from these."""
 
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from synthetic_runs import LAYERS, write_run
 
-from pico.analysis.components import Key, ov_circuit, read_state, simple
+from pico.analysis.blocks import attention, embedding, mlp, residual, unembedding
+from pico.analysis.circuits import qk_circuit
+from pico.analysis.components import MODEL, Key, ov_circuit, read_state, simple
+from pico.analysis.layers import choose_layers
 from pico.analysis.matrix import Matrix
 from pico.checkpoint import Checkpoint, write_checkpoint
 from pico.errors import PicoError
@@ -97,3 +100,130 @@ def test_ov_circuit_says_what_it_misses(tmp_path: Path) -> None:
     bare = write_checkpoint(tmp_path / "step_00000000", model=weights, config=config, trainer={}, dynamics=captured)
     with pytest.raises(PicoError, match=r"activations of attention\.v_proj(.|\n)*learning_dynamics\.layers"):
         list(ov_circuit(read_state(bare, 0)))
+
+
+# Beyond two modules ---------------------------------------------------------------------------------------------------
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Two layers with every module captured, and the embedding; the second split lacks the queries' gradients."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {f"attention.{name}": (16 if name in ("q_proj", "o_proj") else 8, 16) for name in ALL}
+    shapes |= {"swiglu.w_0": (64, 16), "swiglu.w_1": (64, 16), "swiglu.w_2": (16, 64)}
+    names = {f"layers.{layer}.{name}": shape for layer in (0, 1) for name, shape in shapes.items()}
+    names |= {"embedding_proj": (32, 16), "de_embedding_proj": (32, 16)}
+
+    def tensors(ending: str, rows: int | None = None) -> dict[str, torch.Tensor]:
+        widths = {"embedding_proj": 16} if rows else {}
+        return {
+            f"{name}{ending}": torch.randn((rows, widths.get(name, shape[0])) if rows else shape, generator=generator)
+            for name, shape in names.items()
+        }
+
+    dynamics = {f"{split}_activations": tensors("", 12) for split in ("train", "val")}
+    dynamics |= {f"{split}_gradients": tensors(".weight") for split in ("train", "val")}
+    del dynamics["val_gradients"]["layers.1.attention.q_proj.weight"]
+    return write_checkpoint(
+        tmp_path_factory.mktemp("whole") / "step_00000001",
+        model=tensors(".weight"),
+        config={"n_layers": 2, "attention_n_heads": HEADS, "attention_n_kv_heads": KV_HEADS},
+        trainer={"step": 1, "tokens": 1},
+        dynamics=dynamics,
+    )
+
+
+def test_qk_circuit_scores_pairs_of_positions(whole: Checkpoint) -> None:
+    state = read_state(whole, 1)
+    found = matrices(qk_circuit(state))
+    rows = torch.randn(5, 16, dtype=torch.float64)
+    q = (rows @ state.weights["attention.q_proj"].double().T).unflatten(1, (HEADS, HEAD_DIM))
+    k = (rows @ state.weights["attention.k_proj"].double().T).unflatten(1, (KV_HEADS, HEAD_DIM))
+    for head in range(HEADS):
+        circuit = found["qk_circuit", "weights", None, head, None]
+        assert np.allclose(rows @ circuit.values @ rows.T, q[:, head] @ k[:, head // 2].T, rtol=1e-9)
+        assert circuit.largest_rank == HEAD_DIM
+    assert {key.split for key in found if key.data_type == "gradients"} == {"train"}
+    assert not any(key.head is None for key in found)
+    step = 1e-6
+    moved = []
+    for sign in (1, -1):
+        other = read_state(whole, 1)
+        for name in ("attention.q_proj", "attention.k_proj"):
+            other.weights[name] = state.weights[name].double() + sign * step * state.gradients["train"][name].double()
+        moved.append(matrices(qk_circuit(other))["qk_circuit", "weights", None, 3, None].values)
+    change = found["qk_circuit", "gradients", "train", 3, None].values
+    assert np.allclose((moved[0] - moved[1]) / (2 * step), change, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_are_their_modules_together(whole: Checkpoint) -> None:
+    state = read_state(whole, 1)
+    for component, modules, last in (
+        (attention, [f"attention.{name}" for name in ALL], "attention.o_proj"),
+        (mlp, ["swiglu.w_0", "swiglu.w_1", "swiglu.w_2"], "swiglu.w_2"),
+    ):
+        found = matrices(component(state))
+        name = component.__name__
+        for data_type, split, tensors in (
+            ("weights", None, state.weights),
+            ("gradients", "train", state.gradients["train"]),
+        ):
+            energy = sum(float(tensors[module].double().norm() ** 2) for module in modules)
+            assert np.linalg.norm(found[name, data_type, split, None, None].values) ** 2 == pytest.approx(energy)
+        output = state.activations["val"][last]
+        assert np.array_equal(found[name, "activations", "val", None, None].values, output.double())
+    assert ("attention", "gradients", "val", None, None) not in matrices(attention(state))
+    assert ("mlp", "gradients", "val", None, None) in matrices(mlp(state))
+
+
+def test_the_residual_stream_is_the_sum_of_what_was_added(whole: Checkpoint, tmp_path: Path) -> None:
+    captured = whole.dynamics("val", "activations")
+    total = captured["embedding_proj"].double()
+    for layer in (0, 1):
+        total = total + sum(captured[f"layers.{layer}.{name}"].double() for name in ("attention.o_proj", "swiglu.w_2"))
+        stream = matrices(residual(read_state(whole, layer)))["residual", "activations", "val", None, None]
+        assert np.allclose(stream.values, total, rtol=1e-12)
+        assert stream.dtype == "float32"
+    state = read_state(whole, 1)
+    output = torch.randn(12, 16)
+    for tensors in state.activations.values():
+        tensors[""] = output  # a whole layer's output, where a capture gives it
+    assert np.array_equal(
+        matrices(residual(state))["residual", "activations", "val", None, None].values, output.double()
+    )
+
+
+def test_embeddings_belong_to_the_model(whole: Checkpoint) -> None:
+    state = read_state(whole, MODEL)
+    assert set(state.weights) == {"embedding_proj", "de_embedding_proj"}
+    found = matrices([*embedding(state), *unembedding(state)])
+    weight = whole.model()["de_embedding_proj.weight"].double()
+    assert np.array_equal(found["unembedding", "weights", None, None, None].values, weight)
+    assert found["embedding", "activations", "train", None, None].values.shape == (12, 16)
+
+
+def test_components_name_the_setting_that_captures_what_they_miss(checkpoint: Checkpoint) -> None:
+    with pytest.raises(PicoError, match=r"residual(.|\n)*embedding_proj to learning_dynamics\.layers"):
+        list(residual(read_state(checkpoint, 0)))
+    with pytest.raises(PicoError, match=r"q_proj(.|\n)*analysis\.components"):
+        list(qk_circuit(read_state(checkpoint, 0)))
+    state = read_state(checkpoint, 0)
+    del state.activations["val"]["swiglu.w_2"]
+    with pytest.raises(PicoError, match=r"swiglu\.w_2 to learning_dynamics\.layers"):
+        list(mlp(state))
+
+
+def test_layers_are_chosen_by_list_range_or_all() -> None:
+    assert choose_layers("all", 3) == [0, 1, 2]
+    assert choose_layers([2, 0, 2], 3) == [0, 2]
+    assert choose_layers("0-2, 5", 6) == [0, 1, 2, 5]
+    for wrong, message in (
+        ("0-6", "layer 6 of a model with 6"),
+        ("2-1", "backwards"),
+        ("x", "understood"),
+        ([], "no layer"),
+    ):
+        with pytest.raises(PicoError, match=message):
+            choose_layers(wrong, 6)

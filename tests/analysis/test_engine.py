@@ -46,7 +46,7 @@ def test_the_table_has_every_value_once(analysed: Path) -> None:
     for name, metric in METRICS.items():
         # modules, and heads with the joined one; captured tensors exist for two splits
         per_layer = sum((1 if kind == "weights" else 2) * (len(LAYERS) + heads + 1) for kind in metric.data_types)
-        steps = len(STEPS) - 1 if metric.target == "previous" else len(STEPS)
+        steps = len(STEPS) - {"previous": 1, "path": 1, "update": 2}.get(metric.target, 0)
         assert sum(row["metric"] == name for row in rows) == 2 * steps * per_layer
     assert all((row["value"] is None) == (row["status"] not in ("ok", "rank_deficient")) for row in rows)
     assert {row["tokens"] for row in rows if row["step"] == 4} == {512}
