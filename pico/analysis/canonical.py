@@ -11,6 +11,9 @@ from pico.analysis.limits import require
 from pico.analysis.matrix import EPS32, Array, Matrix
 from pico.analysis.registry import Undefined, metric
 
+TIE = 1e-9
+"""Canonical correlations nearer to each other are taken as equal."""
+
 
 @metric(
     definition="mean canonical correlation: mean singular value of Qx^T Qy, orthonormal bases of the centred columns, "
@@ -40,7 +43,7 @@ def svcca(x: Matrix, y: Matrix, *, variance: float = 0.99) -> float:
 
 @metric(
     definition="sum a_i r_i / sum a_i, r_i the canonical correlations, a_i = sum_j |<h_i, x_j>| over the centred "
-    "columns x_j of X, h_i the canonical variates of X; not symmetric",
+    "columns x_j of X, h_i the canonical variates of X (where r is tied, X's principal axes); directional",
     source="Morcos et al. 2018, arXiv 1806.05759",
     types="A",
     target="last",
@@ -53,7 +56,14 @@ def pwcca(x: Matrix, y: Matrix) -> float:
     variates = basis @ rotation
     # The weights depend on the basis of X's columns, so those of the entries are needed, not of `features`.
     columns = x.unit_values()
-    weights = np.abs(variates.T @ (columns - columns.mean(axis=0))).sum(axis=1)
+    loadings = variates.T @ (columns - columns.mean(axis=0))
+    # Equal correlations, as where X and Y share several directions, leave their variates free to turn, and the weights
+    # with them: take the principal axes of X among them, so that rounding does not choose.
+    for tied in np.split(np.arange(len(loadings)), np.flatnonzero(-np.diff(correlations) > TIE) + 1):
+        if len(tied) > 1:
+            _, lengths, axes = np.linalg.svd(loadings[tied], full_matrices=False)
+            loadings[tied] = lengths[:, None] * axes
+    weights = np.abs(loadings).sum(axis=1)
     return float(np.dot(weights, np.minimum(correlations, 1.0)) / weights.sum())
 
 

@@ -28,7 +28,7 @@ def rankme(x: Matrix, *, eps: float = 1e-7) -> float:
 @metric(
     definition="slope of -ln l_i on ln i, weighted by 1 / i, i from `first` to `last`; l_i the eigenvalues of the "
     "covariance, descending, those over rounding only; columns centred",
-    source="Agrawal et al. 2022 (NeurIPS 35), with the range and weights of the authors' code; Stringer et al. 2019",
+    source="Agrawal et al. 2022 (NeurIPS 35), with their code's range and weights; Stringer et al. 2019 (Nature 571)",
     types="A",
     min_rows=3,
 )

@@ -8,7 +8,8 @@ import numpy as np
 from pico.analysis.kernels import require_variation
 from pico.analysis.limits import require
 from pico.analysis.matrix import EPS32, Array, Matrix, triangle
-from pico.analysis.registry import METRICS, Undefined, metric
+from pico.analysis.registry import Undefined, compute, metric
+from pico.errors import PicoError
 
 
 @metric(
@@ -92,10 +93,14 @@ def independence_null(name: str, n: int, p: int, q: int | None = None, *, draws:
     """(draws,): what a metric that compares gives for independent Gaussian data, n x p against n x q (default p).
 
     The level that is drawn into pictures: linear CKA of unrelated data is far from 0 where n is not far above p.
+    Raises PicoError where the metric is not defined for such shapes.
     """
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(draws):
-        x, y = (Matrix.of(generator.standard_normal((n, columns))) for columns in (p, q or p))
-        values.append(METRICS[name].function(x, y))
+        x, y = (generator.standard_normal((n, columns)) for columns in (p, q or p))
+        found = compute(name, x, y)
+        if found.value is None:
+            raise PicoError(f"{name} has no null for {n} rows, {p} and {q or p} columns: {found.status}")
+        values.append(found.value)
     return np.array(values)

@@ -14,7 +14,9 @@ def nonzero_spectrum(x: Matrix) -> Array:
     return x.spectrum
 
 
-@metric(definition="exp(-sum p ln p), p = s / sum s", source="Roy & Vetterli 2007", types="AWG", spectral=True)
+@metric(
+    definition="exp(-sum p ln p), p = s / sum s", source="Roy & Vetterli 2007 (EUSIPCO)", types="AWG", spectral=True
+)
 def effective_rank(x: Matrix) -> float:
     """The number of equal singular values that would have the same entropy."""
     spectrum = nonzero_spectrum(x)

@@ -153,6 +153,15 @@ def test_pwcca_is_directional() -> None:
     assert abs(value("pwcca", x, y) - value("pwcca", y, x)) > 0.01
 
 
+def test_pwcca_of_shared_directions_does_not_hang_on_rounding() -> None:
+    """Eleven correlations of these are 1, so their variates may be turned at will."""
+    x, y = pair(14, 12, 12)
+    expected = value("pwcca", x, y)
+    assert expected < 1
+    for offset in (1, 10, 100):
+        assert value("pwcca", x + offset, y @ (np.eye(12) + offset)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_pwcca_weighs_by_the_columns_of_a_product_and_not_of_its_factors() -> None:
     left, y = pair(40, 4, 6)
     right = np.random.default_rng(1).standard_normal((4, 11))
