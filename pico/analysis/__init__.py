@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pico.analysis import dynamics, similarity, sparsity, spectra
+from pico.analysis import canonical, dynamics, features, kernels, powerlaw, similarity, sparsity, spectra
 from pico.analysis.matrix import Matrix
 from pico.analysis.registry import METRICS, Measurement, compute
 from pico.analysis.similarity import independence_null
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "Matrix", "Measurement", "compute", "independence_null", "read_table"]
 
-_REGISTERED = (dynamics, similarity, sparsity, spectra)  # importing them fills METRICS
+_REGISTERED = (
+    kernels,
+    canonical,
+    similarity,
+    spectra,
+    powerlaw,
+    features,
+    sparsity,
+    dynamics,
+)  # importing them fills METRICS
 
 
 def read_table(folder: Path) -> "pyarrow.Table":

@@ -136,6 +136,10 @@ class Matrix:
             return _energy(self.centred.T @ self.centred)
         return _energy(self.gram)
 
+    def squared_distances(self) -> Array:
+        """(n, n): between rows, on the scale of `unit`; a new array, not kept."""
+        return np.maximum(self.row_energy[:, None] + self.row_energy[None, :] - 2 * self.gram, 0.0)
+
     def unit_values(self) -> Array:
         """(n, p): the entries on the scale of `unit`; not kept."""
         if self._left is None or self._right is None:

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from pico.analysis.limits import require
 from pico.analysis.matrix import Array, Matrix
 from pico.analysis.registry import Undefined, metric
 
 
 @metric(
     definition="sum (2i - N - 1) |x|_(i) / (N sum |x|), entries ascending; one-hot 1 - 1/N, half-normal sqrt 2 - 1",
-    source="Hurley & Rickard 2009",
+    source="Hurley & Rickard 2009, arXiv 0811.4706",
     types="AWG",
 )
 def gini(x: Matrix) -> float:
@@ -20,7 +21,9 @@ def gini(x: Matrix) -> float:
     return float(np.dot(np.arange(1 - count, count, 2, dtype=np.float64), magnitudes)) / (count * total)
 
 
-@metric(definition="(sqrt N - L1 / L2) / (sqrt N - 1); one-hot 1, constant 0", source="Hoyer 2004", types="AWG")
+@metric(
+    definition="(sqrt N - L1 / L2) / (sqrt N - 1); one-hot 1, constant 0", source="Hoyer 2004 (JMLR 5)", types="AWG"
+)
 def hoyer(x: Matrix) -> float:
     """Sparseness from the ratio of the norms L1 and L2 of the entries."""
     count = x.n * x.p
@@ -33,9 +36,14 @@ def hoyer(x: Matrix) -> float:
     return (np.sqrt(count) - total / length) / (np.sqrt(count) - 1)
 
 
-@metric(definition="share of |x| <= threshold * rms(x)", source="Hurley & Rickard 2009 (l0_eps)", types="AWG")
+@metric(
+    definition="share of |x| <= threshold * rms(x)",
+    source="Hurley & Rickard 2009, arXiv 0811.4706 (l0_eps)",
+    types="AWG",
+)
 def near_zero_fraction(x: Matrix, *, threshold: float = 0.01) -> float:
     """The share of entries that are small beside the root mean square."""
+    require(threshold >= 0, "near_zero_fraction", "threshold", threshold, "at least 0, in root mean squares")
     rms = float(np.linalg.norm(x.unit)) / np.sqrt(x.n * x.p)
     if rms == 0:
         raise Undefined("zero")
@@ -62,9 +70,12 @@ def massive_activation(x: Matrix) -> float:
     return float(x.magnitudes[-1]) / median
 
 
-@metric(definition="share of features with rms <= threshold * rms(x)", source="Lu et al. 2019", types="A")
+@metric(
+    definition="share of features with rms <= threshold * rms(x)", source="Lu et al. 2019, arXiv 1903.06733", types="A"
+)
 def dead_units(x: Matrix, *, threshold: float = 1e-6) -> float:
     """The share of features that are silent on every row."""
+    require(threshold >= 0, "dead_units", "threshold", threshold, "at least 0, in root mean squares")
     power = _feature_power(x)
     return float(np.mean(power <= threshold**2 * np.mean(power)))
 
