@@ -51,10 +51,12 @@ def analyze_run(
     *,
     report: Report | None = None,
     workers: int | None = None,
+    layers: Sequence[int] | None = None,
 ) -> list[Path]:
     """Measures every layer of every checkpoint of `run` (a trained model) into `folder`; gives the files, by step.
 
-    name: what the table calls the run. metrics, components: registered names. Each checkpoint is compared with the
+    name: what the table calls the run. layers: which, ascending; all by default.
+    metrics, components: registered names. Each checkpoint is compared with the
     last, the one before it or the first, as each metric says; `target_step` records it. Files of `folder` that are
     there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for any number of them.
     Raises PicoError for unknown names, and for missing or unreadable checkpoints.
@@ -71,16 +73,16 @@ def analyze_run(
         task
         for index, path in enumerate(files)
         if not path.exists()
-        for task in _tasks(found, index, name, metrics, components)
+        for task in _tasks(found, index, name, metrics, components, layers)
     ]
-    waiting: dict[Path, list[list[Row] | None]] = {}
+    waiting: dict[Path, dict[int, list[Row]]] = {}
     for done, (index, rows) in enumerate(spread(measure_layer, [(task,) for task in tasks], workers=workers), start=1):
         task = tasks[index]
-        layers = waiting.setdefault(task.folder, [None] * _n_layers(Checkpoint(task.folder)))
-        layers[task.layer] = rows
-        if all(part is not None for part in layers):
+        measured = waiting.setdefault(task.folder, {})
+        measured[task.layer] = rows
+        if len(measured) == len(_chosen(Checkpoint(task.folder), layers)):
             path = folder / file_name(Checkpoint(task.folder).step)
-            write_table(path, [row for part in layers for row in part or ()])
+            write_table(path, [row for _, part in sorted(measured.items()) for row in part])
             del waiting[task.folder]
         if report:
             report(done, len(tasks))
@@ -88,7 +90,12 @@ def analyze_run(
 
 
 def _tasks(
-    found: list[Checkpoint], index: int, name: str, metrics: Sequence[str], components: Sequence[str]
+    found: list[Checkpoint],
+    index: int,
+    name: str,
+    metrics: Sequence[str],
+    components: Sequence[str],
+    layers: Sequence[int] | None,
 ) -> list[Task]:
     """The tasks of one checkpoint, one a layer."""
     one = found[index]
@@ -96,10 +103,8 @@ def _tasks(
     if index > 0:
         targets["previous"] = found[index - 1].folder
     assert set(targets) <= set(TARGETS)
-    return [
-        Task(name, one.folder, targets, layer, tuple(metrics), tuple(components)) for layer in range(_n_layers(one))
-    ]
+    return [Task(name, one.folder, targets, layer, tuple(metrics), tuple(components)) for layer in _chosen(one, layers)]
 
 
-def _n_layers(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.config["n_layers"])
+def _chosen(checkpoint: Checkpoint, layers: Sequence[int] | None) -> Sequence[int]:
+    return range(int(checkpoint.config["n_layers"])) if layers is None else layers

@@ -60,7 +60,7 @@ def read_metric_files(paths: Sequence[str], root: Path = Path()) -> tuple[Metric
 
     Raises PicoError for a path that is absolute or named twice, and for a file that is missing or not UTF-8.
     """
-    files = []
+    files: list[MetricFile] = []
     for path in paths:
         if path in {one.path for one in files}:
             raise PicoError(f"{path} is named twice", where="analysis.files", mend="name every file once")
