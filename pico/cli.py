@@ -142,15 +142,14 @@ def metrics(
         print(canonical_json(rows, indent=1))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("metric", "definition", "of", "inputs", "compared with", "source")
+    table = Table(Column("metric", no_wrap=True), "definition", "of", "inputs", "compared with", "source")
     for row in rows:
         cells = (row["name"], row["definition"], ", ".join(row["applies_to"]), row["inputs"])
         table.add_row(*map(_plain, (*cells, row["target"] or "", row["source"])))
-    console = Console()
     # Where nobody looks on, as in a pipe, a row is not broken at the 80 columns that are assumed there.
-    console.print(table, width=None if console.is_terminal else 240)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 @app.command()
