@@ -178,11 +178,14 @@ def analyze(
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
 
+    captured = tuple(modules.split(",")) if modules else MODULES
+    if "residual" in components.split(","):
+        captured = (*captured, "residual")
     settings = Settings(
         text=text,
         tokenizer=tokenizer,
         mapping=mapping,
-        modules=modules.split(",") if modules else MODULES,
+        modules=tuple(dict.fromkeys(captured)),
         layers=layers,
         rows=rows,
         seq_len=seq_len,

@@ -17,7 +17,7 @@ from pico.capture import published
 from pico.capture.architectures import KNOWN, architecture_of, shape_of
 from pico.capture.models import load_config, load_model
 from pico.capture.places import Place
-from pico.capture.states import States, capture_states
+from pico.capture.states import RESIDUAL, States, capture_states
 from pico.capture.text import batch, load_encoder
 from pico.checkpoint import MANIFEST, Checkpoint, step_name, write_checkpoint
 from pico.errors import PicoError
@@ -74,8 +74,8 @@ def captured_run(
                 f"{last} is one checkpoint of a pico run", mend="name the run: the folder that holds checkpoints/"
             )
         return last.parent.parent, choose_layers(settings.layers, Checkpoint(last).config["n_layers"])
-    if unknown := sorted(set(settings.modules) - set(KNOWN)):
-        raise PicoError(f"{unknown[0]!r} is not a module", mend=f"choose from: {', '.join(KNOWN)}")
+    if unknown := sorted(set(settings.modules) - {*KNOWN, RESIDUAL}):
+        raise PicoError(f"{unknown[0]!r} is not a module", mend=f"choose from: {', '.join((*KNOWN, RESIDUAL))}")
     read = {"pico": _pico, "published": _published, "hugging_face": _hugging_face}[place.kind]
     run = working_folder("capture", _identity(place, settings), root)
     layers: list[int] = []
@@ -128,10 +128,13 @@ def _decoder(model: Decoder, weights: Mapping[str, Tensor], folder: Path, settin
     config = model.config
     layers = choose_layers(settings.layers, config.n_layers)
     rows = _rows(folder, settings, config.max_seq_len, config.vocab_size)
+    modules = [module for module in settings.modules if module != RESIDUAL]
+    # of our decoder the stream is the sum of what is added to it, which the analysis makes from these
+    whole = ["embedding_proj"] if RESIDUAL in settings.modules else []
     activations, gradients = capture(
         model.to(_device()),
         rows,
-        suffixes=[f"layers.{layer}.{module}" for layer in layers for module in settings.modules],
+        suffixes=[*whole, *(f"layers.{layer}.{module}" for layer in layers for module in modules)],
         positions=settings.positions,
         micro_batch_size=settings.micro_batch_size,
     )

@@ -12,6 +12,9 @@ from pico.capture.architectures import KNOWN, Architecture, Shape, output_rows, 
 from pico.errors import PicoError
 from pico.train.capture import captured_positions
 
+RESIDUAL = "residual"
+"""A name among the modules for the stream after a block: the block's own output, kept under `layers.N`."""
+
 
 @dataclass(frozen=True)
 class States:
@@ -72,23 +75,26 @@ def capture_states(
 ) -> States:
     """States of the chosen `modules` (pico's names) of `layers` on `rows`, (n, seq_len + 1) int64.
 
+    `residual` is a block's output, which has no gradient.
     The model, in eval mode and float32, is left as it was. Weights of all known modules of `layers`, and embeddings,
     are given in `dtype`. The micro-batch changes gradients by rounding only. Raises PicoError for a module that the
     mapping does not have.
     """
     blocks = Blocks(model, architecture, shape_of(model.config))
-    if missing := [name for name in modules if name not in blocks.names]:
+    if missing := [name for name in modules if name not in (*blocks.names, RESIDUAL)]:
         raise PicoError(f"this architecture has no {missing[0]}", mend=f"choose from: {', '.join(blocks.names)}")
-    wanted = {(layer, name): blocks.module(layer, name) for layer in layers for name in modules}
+    wanted = {(layer, name): blocks.module(layer, name) for layer in layers for name in modules if name != RESIDUAL}
     at = captured_positions(rows.shape[1] - 1, positions)
-    kept: dict[tuple[int, str], list[Tensor]] = {key: [] for key in wanted}
+    hooked = {**wanted, **{(layer, RESIDUAL): blocks.blocks[layer] for layer in layers if RESIDUAL in modules}}
+    kept: dict[tuple[int, str], list[Tensor]] = {key: [] for key in hooked}
     parameters: dict[int, Any] = {
         id(module): module.weight for module in wanted.values()
     }  # a fused module is there once
     sums = {key: torch.zeros_like(weight) for key, weight in parameters.items()}
 
     def hook(key: tuple[int, str], length: Callable[[], int]) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output  # a block may give its attention, too
             # some models flatten sequences before their MLP
             outputs = output.detach().reshape(-1, length(), output.shape[-1])[:, at]
             kept[key].append(blocks.outputs(key[1], outputs).flatten(0, 1).float().cpu())
@@ -96,12 +102,14 @@ def capture_states(
         return keep
 
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    handles = [module.register_forward_hook(hook(key, lambda: rows.shape[1] - 1)) for key, module in wanted.items()]
+    handles = [module.register_forward_hook(hook(key, lambda: rows.shape[1] - 1)) for key, module in hooked.items()]
     try:
         model.requires_grad_(False)
         for weight in parameters.values():
             weight.requires_grad_(True)
         for loss in _losses(model, rows, micro_batch_size):
+            if not parameters:  # the residual stream alone is wanted: the forward pass was enough
+                continue
             for key, gradient in zip(sums, torch.autograd.grad(loss, list(parameters.values())), strict=True):
                 sums[key] += gradient
     finally:
@@ -111,7 +119,10 @@ def capture_states(
             parameter.requires_grad_(trainable[name])
     return States(
         weights=_weights(model, blocks, layers, dtype),
-        activations={f"layers.{layer}.{name}": torch.cat(parts) for (layer, name), parts in kept.items()},
+        activations={
+            f"layers.{layer}" if name == RESIDUAL else f"layers.{layer}.{name}": torch.cat(parts)
+            for (layer, name), parts in kept.items()
+        },
         gradients={
             f"layers.{layer}.{name}.weight": blocks.weight(layer, name, sums[id(module)]).float().cpu()
             for (layer, name), module in wanted.items()

@@ -121,3 +121,18 @@ def test_the_stored_type_is_kept(folders: dict[str, Path], tmp_path: Path) -> No
     assert {one.dtype for one in found.activations.values()} == {torch.float32}
     assert {name.split(".")[1] for name in found.activations} == {"1"}
     assert load_config(tmp_path).model_type == "llama"
+
+
+def test_the_residual_stream_is_the_blocks_output(model: Any) -> None:
+    mapping = ARCHITECTURES[model.config.model_type]
+    found = states(model, modules=["residual"])
+    assert found.activations.keys() == {"layers.0", "layers.1"}
+    assert not found.gradients
+    seen = []
+    block = model.get_submodule(f"{mapping.layers}.1")
+    handle = block.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(input_ids=ROWS[:, :-1], use_cache=False)
+    handle.remove()
+    # what enters the second block is what left the first
+    assert torch.allclose(found.activations["layers.0"], seen[0].flatten(0, 1), atol=1e-5)
