@@ -1,11 +1,14 @@
 """The `pico` command: exit statuses and the shape of its messages."""
 
+import json
 from pathlib import Path
 
 import pytest
 from lab_project import make_project
+from synthetic_runs import write_run
 from typer.testing import CliRunner, Result
 
+from pico.analysis import read_table
 from pico.cli import app
 
 
@@ -65,3 +68,37 @@ def test_ui_without_a_lab_says_how_to_start_it(inside: Path) -> None:
     result = pico("ui")
     assert result.exit_code == 1
     assert "pico up" in result.output
+
+
+def test_metrics_are_listed_for_people_and_for_programs() -> None:
+    from pico.analysis import METRICS
+
+    listed = json.loads(pico("metrics", "--json").output)
+    assert {row["name"] for row in listed} == set(METRICS)
+    assert all(row["definition"] and row["source"] and row["applies_to"] and row["inputs"] for row in listed)
+    table = pico("metrics").output
+    assert all(name in table for name in METRICS)
+
+
+def test_a_metric_file_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import numpy\n\n1 / 0\n")
+    result = pico("metrics", "--file", str(tmp_path / "mine.py"))
+    assert result.exit_code == 1
+    assert "ZeroDivisionError" in result.output
+    assert "line 3" in result.output
+
+
+def test_analyze_works_outside_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "tiny", steps=(0, 1))
+    monkeypatch.chdir(tmp_path)
+    result = pico("analyze", "tiny", "--metrics", "per,gini", "--components", "simple", "--layers", "0")
+    assert result.output == "analyzed/tiny holds 60 values of 2 checkpoints of tiny\n"
+    found = read_table(tmp_path / "analyzed" / "tiny").to_pylist()
+    assert {(row["metric"], row["component"], row["layer"]) for row in found} == {
+        ("per", "simple", 0),
+        ("gini", "simple", 0),
+    }
+    mistyped = pico("analyze", "tiny", "--metrics", "perr")
+    assert mistyped.exit_code == 1
+    assert "did you mean 'per'?" in mistyped.output
+    assert "nothing does not exist" in pico("analyze", "nothing").output

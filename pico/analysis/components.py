@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pico.analysis.matrix import Matrix
 from pico.analysis.registry import nearest
-from pico.checkpoint import Checkpoint
+from pico.checkpoint import DYNAMICS, Checkpoint
 from pico.errors import PicoError
 
 SPLITS = ("train", "val")
@@ -92,11 +92,15 @@ def read_state(checkpoint: Checkpoint, layer: int, modules: tuple[str, ...] | No
     """
     prefix = "" if layer == MODEL else f"layers.{layer}."
     config = checkpoint.config
+    # Of anybody else's model there is one batch, val. Where there is none, the file that is missing will be named.
+    splits = [
+        one for one in SPLITS if (checkpoint.folder / DYNAMICS / f"{one}_activations.safetensors").exists()
+    ] or SPLITS
 
     def captured(kind: str, ending: str) -> dict[str, dict[str, Tensor]]:
         if modules is not None:
             return {}
-        found = {split: checkpoint.dynamics(split, kind, prefix.rstrip(".")) for split in SPLITS}
+        found = {split: checkpoint.dynamics(split, kind, prefix.rstrip(".")) for split in splits}
         return {split: _suffixes(tensors, prefix, ending) for split, tensors in found.items()}
 
     activations = captured("activations", "")
@@ -104,7 +108,7 @@ def read_state(checkpoint: Checkpoint, layer: int, modules: tuple[str, ...] | No
         where=f"{checkpoint.folder}, layer {layer}",
         n_heads=config["attention_n_heads"],
         n_kv_heads=config["attention_n_kv_heads"],
-        modules=modules if modules is not None else tuple(activations[SPLITS[0]]),
+        modules=modules if modules is not None else tuple(activations[splits[0]]),
         weights=_suffixes(checkpoint.model(prefix), prefix, ".weight"),
         activations=activations,
         gradients=captured("gradients", ".weight"),

@@ -1,0 +1,84 @@
+"""`pico analyze`: from any checkpoints to the table that `dvc repro` makes of a run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pico.analysis.components import get_component
+from pico.analysis.engine import analysis_folder, analyze_run
+from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
+from pico.analysis.registry import get_metric
+from pico.analysis.table import read_table
+from pico.capture.places import Place
+from pico.capture.run import Settings, captured_run
+from pico.errors import PicoError
+from pico.files import full_disk_named, write_atomic, write_json
+
+DEFAULT_METRICS = (
+    "debiased_cka", "per", "effective_rank", "stable_rank", "condition_number", "frobenius_norm", "spectral_norm",
+    "gini", "hoyer", "relative_change",
+)  # fmt: skip
+ABOUT = "analysis.json"
+"""Says what the table is of; it marks a folder as one that may be replaced."""
+
+Report = Callable[[str, int, int], None]
+"""Told (`capture` or `measure`, done, in all)."""
+
+
+def analyze_place(
+    place: Place,
+    settings: Settings,
+    out: Path,
+    *,
+    name: str,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    components: Sequence[str] = ("simple", "ov_circuit"),
+    files: Sequence[MetricFile] = (),
+    root: Path = Path("runs"),
+    report: Report | None = None,
+) -> int:
+    """Captures what is needed, measures it, and writes `out/step_*.parquet` (see pico.analysis.table); gives the rows.
+
+    Working state is below `root`: an interrupted analysis goes on there, and other metrics of the same checkpoints find
+    their states captured. Raises PicoError for unknown names, for what cannot be read, and where `out` holds anything
+    but an earlier analysis.
+    """
+    _refuse_others(out)
+    load_metric_files(files)
+    for metric in metrics:
+        get_metric(metric)
+    for component in components:
+        get_component(component)
+    run, layers = captured_run(place, settings, root, lambda *told: report("capture", *told) if report else None)
+    identity_root = root if not files else root / "own" / "-".join(one.sha256[:16] for one in files)
+    work = analysis_folder(run, f"{name} {layers}", metrics, components, identity_root)
+    written = analyze_run(
+        run,
+        name,
+        metrics,
+        components,
+        work,
+        layers=layers,
+        report=lambda *told: report("measure", *told) if report else None,
+    )
+    about = {
+        "name": name,
+        "kind": place.kind,
+        "steps": list(place.folders),
+        "layers": layers,
+        "metrics": list(metrics),
+        "components": list(components),
+        "files": files_identity(files),
+    }
+    with full_disk_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / ABOUT, about)
+        for stale in sorted({path.name for path in out.glob("step_*.parquet")} - {path.name for path in written}):
+            (out / stale).unlink()
+        for path in written:
+            write_atomic(out / path.name, path.read_bytes())
+    return int(read_table(out).num_rows)
+
+
+def _refuse_others(out: Path) -> None:
+    if out.exists() and not (out / ABOUT).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise PicoError(f"{out} exists, and is not an earlier analysis", mend="name another folder with --out")
