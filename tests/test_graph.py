@@ -18,6 +18,7 @@ LAYERS = [
     {"pico.checkpoint"},
     {"pico.model", "pico.data"},
     {"pico.train", "pico.analysis", "pico.evaluation", "pico.export"},
+    {"pico.behaviour"},
     {"pico.report"},
 ]
 
