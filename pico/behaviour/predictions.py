@@ -91,7 +91,7 @@ def divergence(scorer: Scorer, other: Scorer, rows: np.ndarray) -> np.ndarray:
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """sum p (log p - log q) over the last axis; where p is 0 the term is 0, also where log p is -inf."""
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1, dtype=torch.float64)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1, dtype=torch.float64)
 
 
 def _numpy(values: Tensor) -> np.ndarray:
