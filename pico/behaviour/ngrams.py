@@ -1,6 +1,8 @@
 """Unigram and bigram distributions of given tokens, smoothed so that every token has a probability."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pico.errors import PicoError
 
@@ -40,11 +42,34 @@ class NGrams:
     def bigram(self, previous: np.ndarray) -> np.ndarray:
         """The next-token distribution after each of `previous`, (m,) ids: (m, V) float64, rows sum to 1."""
         previous = np.asarray(previous, np.int64)
+        row, token, extra, base = self._seen(previous)
+        found = base[:, None] * self.unigram
+        found[row, token] += extra
+        return found
+
+    def divergences(self, previous: np.ndarray, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(p || unigram) and KL(p || bigram after `previous`) in nats: float64 (m,) each.
+
+        log_p: (m, V) log-probabilities after each of `previous`, (m,) ids. No (m, V) bigrams are made: they are the
+        unigrams times a constant but where a pair was seen.
+        """
+        row, token, extra, base = self._seen(np.asarray(previous, np.int64))
+        log_ratio = np.log1p(extra / (base[row] * self.unigram[token]))  # of the bigram to its constant x unigram
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(log_p.device)
+
+        p = log_p.double().exp_()
+        to_unigram = torch.special.entr(p).sum(-1).neg_() - p @ tensor(np.log(self.unigram))
+        where = tensor(row), tensor(token)
+        known = torch.zeros_like(to_unigram).index_add_(0, where[0], p[where] * tensor(log_ratio))
+        return to_unigram, to_unigram - tensor(np.log(base)) * p.sum(-1) - known
+
+    def _seen(self, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The bigrams after each of `previous` are base[i] x unigram, with extra[j] added at (row[j], token[j])."""
         weight = 1.0 / (self._totals[previous] + PRIOR)
-        found = (PRIOR * weight)[:, None] * self.unigram
         lengths = self._starts[previous + 1] - self._starts[previous]
         row = np.repeat(np.arange(len(previous)), lengths)
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         entry = self._starts[previous][row] + within
-        found[row, self._next[entry]] += self._pair_counts[entry] * weight[row]
-        return found
+        return row, self._next[entry], self._pair_counts[entry] * weight[row], PRIOR * weight

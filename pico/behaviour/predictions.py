@@ -36,7 +36,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(scorer: Scorer, rows: np.ndarray, ngrams: NGrams | None = None) -> Predictions:
-    """Scores rows (n, seq + 1). Cost: one forward pass over them, and one (positions, V) pass for each n-gram order.
+    """Scores rows (n, seq + 1). Cost: one forward pass over them; n-grams add one pass over the log-probabilities.
 
     Memory: ROWS_AT_ONCE_TOKENS hidden states and a few chunks of LOGITS_AT_ONCE logits, whatever n is.
     Raises PicoError for rows that the model cannot read.
@@ -45,7 +45,6 @@ def predict(scorer: Scorer, rows: np.ndarray, ngrams: NGrams | None = None) -> P
     n, seq = rows.shape[0], rows.shape[1] - 1
     per_pass = max(1, ROWS_AT_ONCE_TOKENS // seq)
     columns: list[list[np.ndarray]] = [[] for _ in range(5)]
-    unigram = None if ngrams is None else torch.from_numpy(np.log(ngrams.unigram))
     for start in range(0, n, per_pass):
         part = rows[start : start + per_pass]
         previous, targets = part[:, :-1].ravel(), part[:, 1:].ravel()
@@ -58,10 +57,9 @@ def predict(scorer: Scorer, rows: np.ndarray, ngrams: NGrams | None = None) -> P
             columns[0].append(-_numpy(log_p.gather(-1, wanted[:, None])[:, 0]))
             columns[1].append(np.exp(_numpy(top)))
             columns[2].append((index == wanted).cpu().numpy())
-            if ngrams is not None and unigram is not None:
-                columns[3].append(_numpy(_kl(log_p, unigram.to(log_p.device, log_p.dtype))))
-                reference = torch.from_numpy(np.log(ngrams.bigram(previous[here])))
-                columns[4].append(_numpy(_kl(log_p, reference.to(log_p.device, log_p.dtype))))
+            if ngrams is not None:
+                for column, divergences in zip(columns[3:], ngrams.divergences(previous[here], log_p), strict=True):
+                    column.append(_numpy(divergences))
     shaped = [np.concatenate(column).reshape(n, seq) if column else None for column in columns]
     nll, confidence, correct, unigram_kl, bigram_kl = shaped
     if nll is None or confidence is None or correct is None:

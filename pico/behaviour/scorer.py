@@ -16,8 +16,8 @@ from pico.errors import PicoError
 from pico.model import Decoder
 from pico.model.decoder import Attention, Block, rotate
 
-LOGITS_AT_ONCE = 1 << 22
-"""Elements of a (positions, vocabulary) chunk: 16 MB of float32, whatever the number of rows asked for."""
+LOGITS_AT_ONCE = 1 << 20
+"""Elements of a (positions, vocabulary) chunk: 4 MB of float32, whatever the number of rows asked for."""
 
 
 @runtime_checkable
