@@ -166,7 +166,7 @@ def _attention(
 ) -> Iterator[_Value]:
     """What heads do on held-out rows and on repeated random tokens."""
     wanted = set(settings.metrics)
-    length = min(settings.repeated_length, scorer.context_length // 2)
+    length = min(settings.repeated_length, scorer.context_length // 2, scorer.vocab_size - len(set(exclude)))
     repeated = repeated_tokens(scorer.vocab_size, length, settings.repeated_rows, settings.seed, exclude)
     random = {"rows": len(repeated), "length": length, "seed": settings.seed}
     if "induction_loss_score" in wanted:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pico.behaviour.ngrams import NGrams
 from pico.behaviour.scorer import Scorer, check_rows, log_probability_chunks
 
-ROWS_AT_ONCE_TOKENS = 1 << 13
+TOKENS_AT_ONCE = 1 << 11
 """Tokens in one forward pass; their logits are made a chunk at a time."""
 
 
@@ -38,12 +38,12 @@ class Predictions:
 def predict(scorer: Scorer, rows: np.ndarray, ngrams: NGrams | None = None) -> Predictions:
     """Scores rows (n, seq + 1). Cost: one forward pass over them; n-grams add one pass over the log-probabilities.
 
-    Memory: ROWS_AT_ONCE_TOKENS hidden states and a few chunks of LOGITS_AT_ONCE logits, whatever n is.
+    Memory: TOKENS_AT_ONCE hidden states and a few chunks of LOGITS_AT_ONCE logits, whatever n is.
     Raises PicoError for rows that the model cannot read.
     """
     rows = check_rows(scorer, rows)
     n, seq = rows.shape[0], rows.shape[1] - 1
-    per_pass = max(1, ROWS_AT_ONCE_TOKENS // seq)
+    per_pass = max(1, TOKENS_AT_ONCE // seq)
     columns: list[list[np.ndarray]] = [[] for _ in range(5)]
     for start in range(0, n, per_pass):
         part = rows[start : start + per_pass]
@@ -76,7 +76,7 @@ def divergence(scorer: Scorer, other: Scorer, rows: np.ndarray) -> np.ndarray:
     """
     rows = check_rows(other, check_rows(scorer, rows))
     n, seq = rows.shape[0], rows.shape[1] - 1
-    per_pass = max(1, ROWS_AT_ONCE_TOKENS // seq)
+    per_pass = max(1, TOKENS_AT_ONCE // seq)
     found = [np.zeros(0)]
     for start in range(0, n, per_pass):
         input_ids = torch.from_numpy(rows[start : start + per_pass, :-1].copy())

@@ -34,7 +34,7 @@ class BehaviourSettings:
     attention_rows: int = 8
     """Held-out rows on which heads are looked at."""
     repeated_length: int = 64
-    """Length of the random row that is repeated; at most half the context."""
+    """Length of the random row that is repeated; cut to half the context, and to the tokens there are."""
     repeated_rows: int = 16
     memorised_rows: int = 64
     """The first training rows, which every checkpoint but the earliest has seen; and as many held-out rows beside."""

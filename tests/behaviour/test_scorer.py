@@ -6,8 +6,12 @@ import torch
 import transformers
 
 from pico.behaviour import AttentionScorer, DecoderScorer, DifferentiableScorer, as_scorer
+from pico.behaviour.measure import measure_behaviour
+from pico.behaviour.ngrams import NGrams
+from pico.behaviour.objective import language_objective
 from pico.behaviour.predictions import predict
 from pico.behaviour.scorer import causal_scores, check_rows, log_probability_chunks
+from pico.behaviour.settings import DEFAULT, BehaviourSettings
 from pico.errors import PicoError
 from tests.behaviour.conftest import VOCAB, TableScorer
 
@@ -28,6 +32,7 @@ def hugging_face(kind: str) -> torch.nn.Module:
         config = transformers.OPTConfig(
             vocab_size=VOCAB, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.4,
+            activation_function="gelu",  # smooth, so that finite differences show its curvature
         )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config)
 
@@ -71,6 +76,28 @@ def test_hugging_face_models_show_the_attention_that_they_use(kind, rows):
     for logits, attention in zip(found, expected, strict=True):
         torch.testing.assert_close(logits.softmax(-1), attention, rtol=1e-5, atol=1e-6)
         assert logits.abs().nan_to_num(posinf=0).max() > 0.5  # a test of uniform attention would show nothing
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "opt"])
+def test_hugging_face_models_have_all_behaviour_and_the_curvature_of_their_loss(kind, rows):
+    model = hugging_face(kind)
+    found = measure_behaviour(
+        model, rows, run=kind, step=0, tokens=0, training_rows=rows, ngrams=NGrams(rows, VOCAB),
+        settings=BehaviourSettings(landscape_rows=1, trace_probes=2, krylov=4, hessian_tolerance=0.1),
+    )  # fmt: skip
+    assert {row["metric"] for row in found} == set(DEFAULT) - {"kl_to_checkpoint", "kl_to_seed"} | {
+        "hessian_trace_standard_error"
+    }
+    objective = language_objective(as_scorer(model), rows[:2])
+    vector = torch.randn(objective.size, generator=torch.Generator().manual_seed(0))
+    product, step = objective.hessian_vector(vector), 1e-3
+    with objective.at(step * vector):
+        ahead = objective.gradient()
+    with objective.at(-step * vector):
+        behind = objective.gradient()
+    difference = (ahead - behind) / (2 * step)
+    assert torch.nn.functional.cosine_similarity(difference, product, dim=0) > 0.99
+    assert float(difference.norm() / product.norm()) == pytest.approx(1, abs=0.1)
 
 
 def test_one_call_or_row_by_row_is_the_same(rows):
