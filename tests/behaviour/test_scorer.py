@@ -32,7 +32,7 @@ def hugging_face(kind: str) -> torch.nn.Module:
         config = transformers.OPTConfig(
             vocab_size=VOCAB, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.4,
-            activation_function="gelu",  # smooth, so that finite differences show its curvature
+            activation_function="gelu", pad_token_id=None,  # smooth; and no row of the embedding without gradient
         )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config)
 
