@@ -18,7 +18,7 @@ LAYERS = [
     {"pico.checkpoint"},
     {"pico.model", "pico.data"},
     {"pico.train", "pico.analysis", "pico.evaluation", "pico.export"},
-    {"pico.capture"},
+    {"pico.behaviour", "pico.capture"},
     {"pico.report"},
 ]
 
