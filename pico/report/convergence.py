@@ -105,8 +105,12 @@ def _figure(
         axes.axhline(EARLY, color=colours.MUTED, linewidth=0.9, dashes=(4, 2))
         for index, model in enumerate(suite.models):
             curve = [at.get((model.name, module, layer)) for layer in layers]
-            times = [np.nan if one is None else NEVER if one.fraction is None else one.fraction for one in curve]
-            model_line(axes, index, np.array(layers, float), np.array(times))
+            places = np.array(layers, float) + 0.07 * (index - (len(suite.models) - 1) / 2)  # so that none hides others
+            never = np.array([one is not None and one.fraction is None for one in curve])
+            times = [np.nan if one is None or one.fraction is None else one.fraction for one in curve]
+            model_line(axes, index, places, np.array(times))
+            model_line(axes, index, places[never], np.full(int(never.sum()), NEVER))
+            axes.lines[-1].set_linestyle("")  # never is not a time that a line could lead to
         axes.set_xticks(layers)
         axes.set_xlim(layers[0] - 0.3, layers[-1] + 0.3)
         axes.set_ylim(-0.03, 1.2)
@@ -128,7 +132,7 @@ def _figure(
                 lambda axes, module=module: draw(axes, module),  # type: ignore[misc]
                 width=3.2,
                 height=2.5,
-                left=0.55,
+                left=0.7,
                 heading=module,
             )
             for module in modules

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-DPI = 144
+DPI = 120
 SETTERS = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
 
 
@@ -50,5 +50,5 @@ def _recolour(artist: Artist, plain: Mapping[str, str]) -> None:
 def write_png(pixels: np.ndarray) -> bytes:
     """The bytes of a PNG file: no time, no name of a program in it."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6, dpi=(DPI, DPI))
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4, dpi=(DPI, DPI))
     return buffer.getvalue()

@@ -14,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
 
-from pico.files import write_atomic
 from pico.report import colours
 from pico.report.figures import Figure, Painter, Panel
 from pico.report.pixels import DPI, write_png
@@ -57,11 +56,14 @@ class _Sheet:
 
 
 def write_sheets(painter: Painter, figures: list[Figure], folder: Path) -> None:
-    """Writes <key>.svg and <key>.png of each figure. The painter must have been told to draw pixels."""
+    """Writes <key>.svg and <key>.png of each figure into a folder that is about to be published.
+
+    The painter must have been told to draw pixels.
+    """
     for figure in figures:
         sheet = _lay_out(painter, figure)
-        write_atomic(folder / f"{figure.key}.svg", _svg(painter, figure, sheet))
-        write_atomic(folder / f"{figure.key}.png", _png(painter, sheet))
+        (folder / f"{figure.key}.svg").write_text(_svg(painter, figure, sheet), encoding="utf-8")
+        (folder / f"{figure.key}.png").write_bytes(_png(painter, sheet))
 
 
 def _lay_out(painter: Painter, figure: Figure) -> _Sheet:

@@ -31,10 +31,10 @@ function label(key, value) {
   if (value === null) return { head: "all heads together", split: "none (weights)", module: "whole circuit", layer: "whole model" }[key] || "none";
   if (key === "settings") return value === "{}" ? "default" : value;
   if (key === "layer" || key === "head") return `${key} ${value}`;
-  return String(value).replaceAll("_", " ");
+  return key === "module" ? value : String(value).replaceAll("_", " ");
 }
 
-// ---- the choice: one value a key, or "all" (layers, heads), or "mean" (over heads)
+// ---- the choice: one value a key, or "every" (layers, heads), or "mean" (over heads)
 const chosen = Object.fromEntries(KEYS.map((key) => [key, 0]));
 const models = new Set(DATA.models.map((_, index) => index));
 let cursor = null;
