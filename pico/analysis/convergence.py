@@ -23,7 +23,7 @@ LEVEL = 0.9
 EARLY = 0.2
 """The share of training within which, by the paper, large models settle."""
 ELSEWHERE = ("target_layer", "target_run")
-"""Keys of `params` that say the comparison is not with the same layer of the same run."""
+"""Columns, or keys of `params`, that say the comparison is not with the same layer of the same run."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ def stability(
     if split is not None:
         wanted &= pc.field("split") == split
     columns = ("run", "params", "layer", "head", "step", "target_step", "value")
-    rows = table.select(_unique([*columns, "metric", "component", "data_type", "split"])).filter(wanted)
+    named = [name for name in ELSEWHERE if name in table.column_names]
+    for name in named:
+        wanted &= pc.field(name).is_null() | (pc.field(name) == pc.field(name.removeprefix("target_")))
+    rows = table.select([*columns, "metric", "component", "data_type", "split", *named]).filter(wanted)
     last: dict[str, int] = {}
     for run, step in zip(rows["run"].to_pylist(), rows["step"].to_pylist(), strict=True):
         last[run] = max(step, last.get(run, step))
@@ -171,7 +174,3 @@ def concordance(values: Sequence[float | None]) -> float | None:
     numbers = [math.inf if value is None else value for value in values]
     pairs = [(a < b) - (a > b) for index, a in enumerate(numbers) for b in numbers[index + 1 :]]
     return fmean(pairs) if pairs else None
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -143,7 +143,7 @@ def read_dynamics(folder: Path) -> Dynamics:
     files = sorted(folder.glob("step_*.parquet"))
     if not files:
         raise PicoError("there is no analysis", where=str(folder), mend="run: dvc repro")
-    table = pa.concat_tables([pq.ParquetFile(file).read(COLUMNS) for file in files])
+    table = pa.concat_tables([_read(pq.ParquetFile(file)) for file in files])
     table = _with_settings(table.cast(_plain(table.schema)))
     own = table.filter(pc.field("target_run").is_null())
     same = own.filter((pc.field("target_layer") == pc.field("layer")) | pc.field("layer").is_null())
@@ -154,6 +154,16 @@ def read_dynamics(folder: Path) -> Dynamics:
     )
 
 
+def _read(file: pq.ParquetFile) -> pa.Table:
+    """The columns; where the table doesn't name targets elsewhere, nulls: all is compared with its own run and layer."""
+    table = file.read(COLUMNS)
+    for name, kind in zip(ELSEWHERE, (pa.int64(), pa.string()), strict=True):
+        named = name in file.schema_arrow.names
+        column = file.read([name])[name].cast(kind) if named else pa.nulls(len(table), kind)
+        table = table.append_column(name, column)
+    return table
+
+
 def _plain(schema: pa.Schema) -> pa.Schema:
     """The schema with dictionary-encoded columns as their values, so that tables of several files compare alike."""
     return pa.schema(
@@ -162,7 +172,7 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _with_settings(table: pa.Table) -> pa.Table:
-    """Takes `params` apart: module, target_run, target_layer (the row's own where none is said), and the settings."""
+    """Takes `params` apart: module and settings; says target_layer of every row (its own, unless another is named)."""
     codes = pc.dictionary_encode(pc.fill_null(table["params"], "{}")).combine_chunks()
     parsed = [json.loads(text or "{}") for text in codes.dictionary.to_pylist()]
 
@@ -173,10 +183,13 @@ def _with_settings(table: pa.Table) -> pa.Table:
     runs = [None if one.get("target_run") is None else str(one["target_run"]) for one in parsed]
     named = ("module", *ELSEWHERE)
     rest = [canonical_json({key: value for key, value in one.items() if key not in named}) for one in parsed]
+    layer = pc.coalesce(table["target_layer"], column(layers, pa.int64()), table["layer"])
+    run = pc.coalesce(table["target_run"], column(runs, pa.string()))
     return (
-        table.append_column("module", column([one.get("module") for one in parsed], pa.string()))
-        .append_column("target_layer", pc.coalesce(column(layers, pa.int64()), table["layer"].combine_chunks()))
-        .append_column("target_run", column(runs, pa.string()))
+        table.drop_columns(list(ELSEWHERE))
+        .append_column("module", column([one.get("module") for one in parsed], pa.string()))
+        .append_column("target_layer", layer)
+        .append_column("target_run", run)
         .append_column("settings", column(rest, pa.string()))
     )
 

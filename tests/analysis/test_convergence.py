@@ -102,6 +102,9 @@ def test_comparisons_with_other_steps_layers_and_runs_are_left_alone() -> None:
         {"data_type": "weights"},
     ):
         assert stability(pa.concat_tables([own, table({("a", 0): FAST}, **changes)])) == stability(own)
+    named = own.append_column("target_layer", pa.nulls(len(own), pa.int64()))
+    other = table({("a", 0): FAST}).append_column("target_layer", pa.array([3] * len(STEPS), pa.int64()))
+    assert stability(pa.concat_tables([named, other])) == stability(own)
     assert stability(own.slice(0, 0)) == []
 
 

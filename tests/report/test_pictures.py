@@ -138,6 +138,20 @@ def test_squares_are_drawn_only_where_all_pairs_were_compared(shared: tuple[Suit
     assert np.isfinite(steps.values).all()
     assert layers.places == list(range(LAYERS))
     assert layers.values[0, 1] == 0.25
+    # the same, where the table has columns for what was compared with
+    for path in folder.glob("*.parquet"):
+        rows = pa.parquet.read_table(path).to_pylist()
+        for row in rows:
+            row["target_layer"] = json.loads(row["params"]).get("target_layer")
+            row["target_run"] = None
+            row["params"] = json.dumps(
+                {key: value for key, value in json.loads(row["params"]).items() if key == "module"}
+            )
+        away = [row | {"target_run": "other", "value": 0.0} for row in rows if row["target_step"] is not None]
+        pa.parquet.write_table(pa.Table.from_pylist([*rows, *away]), path)
+    again = read_dynamics(folder).layer_pairs("debiased_cka", "simple", "val", "swiglu.w_2")
+    assert again is not None
+    assert np.array_equal(again.values, layers.values, equal_nan=True)
     # the curves to the last checkpoint are what they were
     assert dynamics.table.drop(["first"]).equals(read_plain(shared[0]).drop(["first"]))
     suite = replace(shared[0], models=[replace(shared[0].models[0], dynamics=dynamics)])
