@@ -155,7 +155,7 @@ def read_dynamics(folder: Path) -> Dynamics:
 
 
 def _read(file: pq.ParquetFile) -> pa.Table:
-    """The columns; where the table doesn't name targets elsewhere, nulls: all is compared with its own run and layer."""
+    """The columns; targets elsewhere are null where the table doesn't name them, since all is compared with its own."""
     table = file.read(COLUMNS)
     for name, kind in zip(ELSEWHERE, (pa.int64(), pa.string()), strict=True):
         named = name in file.schema_arrow.names
