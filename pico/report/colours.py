@@ -17,6 +17,12 @@ LAYER_RAMPS = {
     "light": ("#3a9c8f", "#1f7fa0", "#1c3f7a", "#1a1442"),
     "dark": ("#2f7f86", "#4aaea6", "#8fd6a8", "#f2f5c4"),
 }
+STEP_RAMPS = {
+    "light": ("#8a8f2a", "#2f8f5b", "#22708f", "#34408f", "#3a1257"),
+    "dark": ("#7a6fb5", "#5b95c9", "#4fb8a5", "#a5d36a", "#fdf0a0"),
+}
+STEPS = 6
+"""Colours of steps: as many as a picture of spectra has."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MARKER_SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
 
@@ -29,6 +35,11 @@ def model_colour(index: int) -> str:
 def layer_colour(index: int) -> str:
     """The placeholder of the `index`-th layer, from the input."""
     return f"#0a0d{index:02x}"
+
+
+def step_colour(place: float) -> str:
+    """The placeholder of a step, from the first (0) to the last (1) of those drawn."""
+    return f"#0a0f{round(place * (STEPS - 1)):02x}"
 
 
 def line_width(index: int) -> float:
@@ -44,6 +55,7 @@ def replacements(models: int, layers: int) -> dict[str, str]:
         RULE: "var(--rule)",
         **{model_colour(index): f"var(--model-{index})" for index in range(models)},
         **{layer_colour(index): f"var(--layer-{index})" for index in range(layers)},
+        **{step_colour(index / (STEPS - 1)): f"var(--step-{index})" for index in range(STEPS)},
     }
 
 
@@ -51,7 +63,37 @@ def variables(mode: str, models: int, layers: int) -> str:
     """CSS declarations of the model and layer colours; mode: light or dark."""
     lines = [f"--model-{i}: {colour};" for i, colour in enumerate(ramp(MODEL_RAMPS[mode], models))]
     lines += [f"--layer-{i}: {colour};" for i, colour in enumerate(ramp(LAYER_RAMPS[mode], layers))]
+    lines += [f"--step-{i}: {colour};" for i, colour in enumerate(ramp(STEP_RAMPS[mode], STEPS))]
     return " ".join(lines)
+
+
+PAPER = {"light": "#fdfdfb", "dark": "#15171a"}
+_PLAIN = {
+    "light": {INK: "#1c1e21", MUTED: "#666b73", RULE: "#dcdcd5"},
+    "dark": {INK: "#e6e6e1", MUTED: "#9aa0a8", RULE: "#33373d"},
+}
+"""What --ink, --muted and --rule are in style.css.j2."""
+
+
+def plain(mode: str, models: int, layers: int) -> dict[str, str]:
+    """Placeholder -> the colour itself, for pictures that can't have variables; mode: light or dark."""
+    return {
+        **_PLAIN[mode],
+        **{model_colour(i): colour for i, colour in enumerate(ramp(MODEL_RAMPS[mode], models))},
+        **{layer_colour(i): colour for i, colour in enumerate(ramp(LAYER_RAMPS[mode], layers))},
+        **{step_colour(i / (STEPS - 1)): colour for i, colour in enumerate(ramp(STEP_RAMPS[mode], STEPS))},
+    }
+
+
+def standalone(models: int, layers: int) -> str:
+    """CSS of all variables for an SVG file that stands alone: light, and dark where the reader's screen is."""
+    rules = {
+        mode: f":root {{ --paper: {PAPER[mode]}; --ink: {_PLAIN[mode][INK]}; --muted: {_PLAIN[mode][MUTED]}; "
+        f"--rule: {_PLAIN[mode][RULE]}; {variables(mode, models, layers)} }}"
+        for mode in ("light", "dark")
+    }
+    fonts = ":root { --sans: system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif; }"
+    return f"{fonts} {rules['light']} @media screen and (prefers-color-scheme: dark) {{ {rules['dark']} }}"
 
 
 def ramp(anchors: Sequence[str], count: int) -> list[str]:

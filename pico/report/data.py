@@ -1,26 +1,22 @@
 """What the report is made from, gathered from the outs of the other stages into one typed object."""
 
 import csv
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from pico.config import Params
 from pico.errors import PicoError
-from pico.files import read_json
+from pico.files import canonical_json, read_json
+from pico.report.measurements import Dynamics, read_dynamics
+from pico.report.spectra import Spectra, read_spectra
 
 EMBEDDINGS = ("embedding_proj.weight", "de_embedding_proj.weight")
-ANALYSIS_COLUMNS = ["step", "metric", "params", "component", "data_type", "layer", "head", "split", "value"]
 
 
 @dataclass(frozen=True)
@@ -50,53 +46,6 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A metric over layers and steps: `values` (layers, steps), NaN where there is none."""
-
-    layers: list[int]
-    steps: list[int]
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Dynamics:
-    """The analysis table of one model, asked by metric."""
-
-    table: pa.Table
-    """ANALYSIS_COLUMNS, and `module` (the layer's suffix, or null)."""
-
-    def modules(self, metric: str, component: str, data_type: str) -> list[str]:
-        """The captured modules for which there are values, sorted."""
-        found = self._select(metric, component, data_type, None, None)["module"].unique().to_pylist()
-        return sorted(module for module in found if module)
-
-    def grid(
-        self, metric: str, component: str, data_type: str, *, split: str | None = None, module: str | None = None
-    ) -> Grid:
-        """Mean over heads, and over modules unless one is named, per (layer, step); nulls don't count."""
-        rows = self._select(metric, component, data_type, split, module)
-        if rows["head"].null_count < len(rows):  # per head: what is measured on all heads together is another thing
-            rows = rows.filter(pc.field("head").is_valid())
-        means = rows.group_by(["layer", "step"]).aggregate([("value", "mean")])
-        layers, steps = sorted(set(means["layer"].to_pylist())), sorted(set(means["step"].to_pylist()))
-        values = np.full((len(layers), len(steps)), np.nan)
-        for layer, step, value in zip(
-            *(means[name].to_pylist() for name in ("layer", "step", "value_mean")), strict=True
-        ):
-            values[layers.index(layer), steps.index(step)] = math.nan if value is None else value
-        return Grid(layers, steps, values)
-
-    def _select(self, metric: str, component: str, data_type: str, split: str | None, module: str | None) -> pa.Table:
-        wanted = (pc.field("metric") == metric) & (pc.field("component") == component)
-        wanted &= (pc.field("data_type") == data_type) & pc.field("layer").is_valid()
-        if split is not None:
-            wanted &= pc.field("split") == split
-        if module is not None:
-            wanted &= pc.field("module") == module
-        return self.table.filter(wanted)
-
-
-@dataclass(frozen=True)
 class Training:
     """The loss curve: arrays of one length; `heldout_loss` is NaN where it was not measured. Losses in nats a token."""
 
@@ -121,6 +70,11 @@ class Model:
     """Entries of results.json, by step."""
     dynamics: Dynamics
     samples: list[dict[str, str]]
+    spectra: Spectra | None
+    """Singular values of one layer's weight; None where the checkpoints don't have it."""
+    seedless: str
+    """Everything that the training depends on but the seed, and the model's name: equal for runs that differ by seed;
+    "" where the checkpoint doesn't say."""
 
     @property
     def last(self) -> dict[str, Any]:
@@ -169,7 +123,7 @@ class Suite:
 
 def gather(inputs: Inputs) -> Suite:
     """Reads all inputs. Raises PicoError naming a file that is missing or cannot be read."""
-    models = [_read_model(paths) for paths in inputs.models]
+    models = [_read_model(paths, inputs.params.learning_dynamics.layers) for paths in inputs.models]
     gates = read_json(inputs.gates)
     return Suite(
         params=inputs.params,
@@ -204,7 +158,7 @@ def suite_metrics(suite: Suite) -> dict[str, dict[str, Any]]:
     }
 
 
-def _read_model(paths: ModelPaths) -> Model:
+def _read_model(paths: ModelPaths, captured: list[str]) -> Model:
     folders = sorted((paths.run / "checkpoints").glob("step_*"))
     if not folders:
         raise PicoError(f"{paths.name} has no checkpoint", where=str(paths.run), mend="run: dvc repro")
@@ -219,9 +173,20 @@ def _read_model(paths: ModelPaths) -> Model:
         embedding_parameters=sum(counts[name] for name in EMBEDDINGS),
         training=_read_training(paths.training),
         evaluations=evaluations,
-        dynamics=_read_dynamics(paths.analysis),
+        dynamics=read_dynamics(paths.analysis),
         samples=read_json(paths.export / "samples.json"),
+        spectra=read_spectra(folders, captured),
+        seedless=_seedless(folders[-1] / "trainer.json"),
     )
+
+
+def _seedless(path: Path) -> str:
+    """The identity of the training in trainer.json, without its seed and name, as canonical JSON."""
+    identity = read_json(path).get("identity") if path.exists() else None
+    if not identity:
+        return ""
+    settings = {key: value for key, value in identity.get("settings", {}).items() if key not in ("seed", "model")}
+    return canonical_json({**identity, "settings": settings})
 
 
 def _parameter_counts(path: Path) -> dict[str, int]:
@@ -241,35 +206,3 @@ def _read_training(path: Path) -> Training:
         return np.array([float(row[name]) if row.get(name) else math.nan for row in rows])
 
     return Training(**{name: column(name) for name in Training.__dataclass_fields__})
-
-
-def _read_dynamics(folder: Path) -> Dynamics:
-    files = sorted(folder.glob("step_*.parquet"))
-    if not files:
-        raise PicoError("there is no analysis", where=str(folder), mend="run: dvc repro")
-    table = pa.concat_tables([pq.ParquetFile(file).read(ANALYSIS_COLUMNS) for file in files])
-    return Dynamics(_one_configuration(table.cast(_plain(table.schema))))
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """The schema with dictionary-encoded columns as their values, so that tables of several files compare alike."""
-    return pa.schema(
-        [(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type) for field in schema]
-    )
-
-
-def _one_configuration(table: pa.Table) -> pa.Table:
-    """Adds `module`, and keeps of each (metric, component, module) the first configuration: the report draws one."""
-    first: dict[tuple[str, str, str | None], str] = {}
-    modules: dict[str | None, str | None] = {}
-    columns: Sequence[list[Any]] = [table[name].to_pylist() for name in ("metric", "component", "params")]
-    for params in sorted({params or "" for params in columns[2]}):
-        modules[params] = json.loads(params or "{}").get("module")
-    for metric, component, params in sorted({(m, c, p or "") for m, c, p in zip(*columns, strict=True)}):
-        first.setdefault((metric, component, modules[params]), params)
-    keep = [
-        first[metric, component, modules[params or ""]] == (params or "")
-        for metric, component, params in zip(*columns, strict=True)
-    ]
-    named = pa.array([modules[params or ""] for params in columns[2]], pa.string())
-    return table.append_column("module", named).filter(pa.array(keep, pa.bool_()))

@@ -7,18 +7,25 @@ from itertools import pairwise
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 
-from pico.report import colours
-from pico.report.data import Grid, Model
-from pico.report.figures import ColourBar, Figure, Painter, Panel
-from pico.report.svg import short_count, step_axis
+from pico.report.behaviour import scores_against_loss
+from pico.report.data import Model
+from pico.report.figures import Figure, Painter, Panel
+from pico.report.measurements import Grid
+from pico.report.panels import MAP, colour_bar, layer_panel
+from pico.report.seeds import seed_bands
+from pico.report.similarity import similarity_figures
+from pico.report.spectra import spread_steps
+from pico.report.spectra_figure import spectra_over_steps
+from pico.report.svg import short_count
 
 COLUMNS = 24
 """Checkpoints at most in a heat map: evenly spread over log-step."""
-MAP = "viridis"
-CKA = ("debiased_cka", "linear_cka")
-"""Drawn: the first of these that was computed."""
+
+
+HEAD_METRIC = "per"
+HEADS = 12
+"""Panels at most of the figure by head."""
 
 
 @dataclass(frozen=True)
@@ -65,64 +72,16 @@ HEAT_MAPS = (
 
 def dynamics_figures(painter: Painter) -> list[Figure]:
     """All figures for which there are values."""
-    found = [cka_to_final(painter), relative_change(painter), *(heat_map(painter, one) for one in HEAT_MAPS)]
+    found = [
+        *similarity_figures(painter),
+        relative_change(painter),
+        *(heat_map(painter, one) for one in HEAT_MAPS),
+        per_head(painter),
+        spectra_over_steps(painter),
+        *seed_bands(painter),
+        *scores_against_loss(painter),
+    ]
     return [figure for figure in found if figure is not None]
-
-
-def cka_metric(model: Model) -> str | None:
-    """Which CKA was computed on the activations of this model."""
-    return next((name for name in CKA if model.dynamics.modules(name, "simple", "activations")), None)
-
-
-def cka_to_final(painter: Painter) -> Figure | None:
-    """CKA of each layer's activations to those of the last checkpoint, a panel per module and model."""
-    suite, panels = painter.suite, []
-    metrics = {cka_metric(model) for model in suite.models} - {None}
-    for module in sorted(
-        {
-            module
-            for model in suite.models
-            for metric in metrics
-            for module in model.dynamics.modules(metric or "", "simple", "activations")
-        }
-    ):
-        for index, model in enumerate(suite.models):
-            grid = model.dynamics.grid(cka_metric(model) or "", "simple", "activations", split="val", module=module)
-            if grid.steps:
-                label = f"CKA of {module} of {model.name} to the last checkpoint, by layer, over steps"
-                panels.append(
-                    _layer_panel(
-                        painter,
-                        f"cka-{module.replace('.', '-')}-{index}",
-                        label,
-                        grid,
-                        "CKA to final",
-                        f"{model.name} · {module}",
-                        limits=(-0.05, 1.03),
-                        null=0.0,
-                    )
-                )
-    if not panels:
-        return None
-    debiased = "debiased_cka" in metrics
-    dynamics = suite.params.learning_dynamics
-    return Figure(
-        "cka",
-        "Similarity to the final representation",
-        f"{'Debiased l' if debiased else 'L'}inear CKA (centred kernel alignment) between the activations of each "
-        f"checkpoint and those of the last "
-        f"one, by layer, on a fixed held-out batch of {dynamics.batch_size} sequences at {dynamics.positions} "
-        f"positions each (n = {dynamics.batch_size * dynamics.positions} rows). 1: the same up to rotation and scale. "
-        + (
-            "The dashed line at 0 is what independent representations give."
-            if debiased
-            else "Without debiasing, independent representations give well over 0 where a layer is wide."
-        )
-        + " Steps are logarithmic; one run a model.",
-        panels,
-        legend="layers",
-        columns=painter.columns,
-    )
 
 
 def relative_change(painter: Painter) -> Figure | None:
@@ -133,7 +92,7 @@ def relative_change(painter: Painter) -> Figure | None:
         if np.isfinite(grid.values).any():
             label = f"Relative change of the weights of {model.name}, by layer, over steps"
             panels.append(
-                _layer_panel(painter, f"change-{index}", label, grid, "‖ΔW‖ / ‖W‖", model.name, logarithmic=True)
+                layer_panel(painter, f"change-{index}", label, grid, "‖ΔW‖ / ‖W‖", model.name, logarithmic=True)
             )
     if not panels:
         return None
@@ -151,41 +110,39 @@ def relative_change(painter: Painter) -> Figure | None:
     )
 
 
-def _layer_panel(
-    painter: Painter,
-    key: str,
-    label: str,
-    grid: Grid,
-    name: str,
-    heading: str,
-    *,
-    limits: tuple[float, float] | None = None,
-    null: float | None = None,
-    logarithmic: bool = False,
-) -> Panel:
-    """Lines over log-step, one a layer."""
-
-    def draw(axes: Axes) -> None:
-        if null is not None:
-            axes.axhline(null, color=colours.MUTED, linewidth=0.9, dashes=(4, 2))
-        for row, layer in enumerate(grid.layers):
-            axes.plot(
-                grid.steps,
-                grid.values[row],
-                color=colours.layer_colour(layer),
-                linewidth=1.4,
-                marker="o",
-                markersize=2.2,
-                markeredgewidth=0,
-            )
-        if logarithmic and np.nanmax(np.nan_to_num(grid.values)) > 0:
-            axes.set_yscale("log")
-        step_axis(axes, grid.steps[-1])
-        if limits:
-            axes.set_ylim(*limits)
-        axes.set_ylabel(name)
-
-    return painter.paint(key, label, draw, width=2.9, height=2.1, heading=heading)
+def per_head(painter: Painter) -> Figure | None:
+    """A small panel a head of the largest model: OV circuits, by layer, over steps."""
+    model = painter.suite.models[-1]
+    heads = model.dynamics.heads(HEAD_METRIC, "ov_circuit", "weights")
+    grids = [model.dynamics.grid(HEAD_METRIC, "ov_circuit", "weights", head=head) for head in heads[:HEADS]]
+    if not any(np.isfinite(grid.values).any() for grid in grids):
+        return None
+    low = min(float(np.nanmin(grid.values)) for grid in grids)
+    high = max(float(np.nanmax(grid.values)) for grid in grids)
+    room = 0.06 * (high - low or 1)
+    panels = [
+        layer_panel(
+            painter,
+            f"head-{head}",
+            f"Proportional effective rank of the OV circuit of head {head} of {model.name}, by layer, over steps",
+            grid,
+            "PER",
+            f"head {head}",
+            limits=(low - room, high + room),
+        )
+        for head, grid in zip(heads, grids, strict=False)
+    ]
+    shown = f"the first {HEADS} of {len(heads)} heads" if len(heads) > HEADS else "every head"
+    return Figure(
+        "heads",
+        "OV circuits head by head",
+        f"Proportional effective rank of W_O W_V of {shown} of {model.name}, by layer, over steps, logarithmic: exp of "
+        "the entropy of the singular values, over the rank that the head's width allows. Heads that share a key/value "
+        "head share W_V. All panels have one scale. The explorer shows other metrics and models. One run.",
+        panels,
+        legend="layers",
+        columns=4 if len(panels) > 3 else len(panels),
+    )
 
 
 def heat_map(painter: Painter, one: HeatMap) -> Figure | None:
@@ -204,7 +161,7 @@ def heat_map(painter: Painter, one: HeatMap) -> Figure | None:
         for (index, model, rows, grid), values in zip(found, scaled, strict=True)
     ]
     ends = [short_count(10**end if one.logarithmic else end) for end in (low, high)]
-    bar = ColourBar(one.title, [to_hex(colormaps[MAP](place)) for place in np.linspace(0, 1, 9)], *ends)
+    bar = colour_bar(one.title, *ends)
     rows = "Rows are layers, from the input down" + (
         ", within each captured module. " if one.component == "simple" else ". "
     )
@@ -228,7 +185,7 @@ def _stack(model: Model, one: HeatMap) -> tuple[list[tuple[str, int]], Grid]:
     steps = sorted({step for grid in grids for step in grid.steps})
     if not steps:
         return [], Grid([], [], np.full((0, 0), np.nan))
-    columns = _spread(steps, COLUMNS)
+    columns = spread_steps(steps, COLUMNS)
     values = np.full((sum(len(grid.layers) for grid in grids), len(columns)), np.nan)
     start = 0
     for grid in grids:
@@ -238,14 +195,6 @@ def _stack(model: Model, one: HeatMap) -> tuple[list[tuple[str, int]], Grid]:
         start += len(grid.layers)
     rows = [(module or "", len(grid.layers)) for module, grid in zip(modules or [None], grids, strict=True)]
     return rows, Grid([layer for grid in grids for layer in grid.layers], columns, values)
-
-
-def _spread(steps: list[int], count: int) -> list[int]:
-    """At most `count` of the steps: first, last, and others evenly spread over log-step."""
-    if len(steps) <= count:
-        return steps
-    places = np.geomspace(1, steps[-1] + 1, count) - 1
-    return sorted({steps[int(np.abs(np.log1p(steps) - math.log1p(place)).argmin())] for place in places})
 
 
 def _heat_panel(

@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pico.report import colours
 from pico.report.data import Model, Suite
+from pico.report.pixels import to_pixels
 from pico.report.svg import drawing, panel, short_count, step_axis, to_svg
 
 LOSS_BINS = 80
@@ -21,6 +22,20 @@ class Panel:
 
     svg: str
     heading: str = ""
+    size: tuple[float, float] = (4.0, 2.7)
+    """Width and height in inches."""
+    pixels: np.ndarray | None = None
+    """(height, width, 3), where the painter makes files."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a legend: a placeholder of pico.report.colours, and what it stands for."""
+
+    colour: str
+    label: str
+    sign: str = ""
+    """A marker in place of a line."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,10 @@ class Figure:
     colour_bars: list["ColourBar"] = field(default_factory=list)
     columns: int = 2
     """Panels side by side where the screen has room."""
+    entries: list[Entry] = field(default_factory=list)
+    """A legend of its own, in place of that of models or layers."""
+    says: str = ""
+    """What is seen, in a plain sentence worked out from the data; stands before the picture."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +69,12 @@ class ColourBar:
 class Painter:
     """Draws panels of one suite: knows its colours, and gives every panel its own ids."""
 
-    def __init__(self, suite: Suite) -> None:
-        layers = max(model.config["n_layers"] for model in suite.models)
+    def __init__(self, suite: Suite, *, pixels: bool = False) -> None:
+        """pixels: whether panels are drawn for PNG files too, which takes as long again."""
         self.suite = suite
-        self.colours = colours.replacements(len(suite.models), layers)
+        self.layers = max(model.config["n_layers"] for model in suite.models)
+        self.colours = colours.replacements(len(suite.models), self.layers)
+        self._plain = colours.plain("light", len(suite.models), self.layers) if pixels else None
 
     @property
     def columns(self) -> int:
@@ -75,7 +96,21 @@ class Painter:
         with drawing():
             canvas, axes = panel(width, height, left=left, top=0.12)
             draw(axes)
-            return Panel(to_svg(canvas, label, key, self.colours), heading)
+            svg = to_svg(canvas, label, key, self.colours)
+            pixels = to_pixels(canvas, self._plain) if self._plain else None
+        return Panel(svg, heading, (width, height), pixels)
+
+    def legend(self, figure: Figure) -> list[Entry]:
+        """What the colours of a figure stand for."""
+        if figure.entries or not figure.legend:
+            return figure.entries
+        if figure.legend == "layers":
+            return [Entry(colours.layer_colour(layer), f"layer {layer}") for layer in range(self.layers)]
+        signs = colours.MARKER_SIGNS
+        return [
+            Entry(colours.model_colour(index), model.name, signs[index % len(signs)])
+            for index, model in enumerate(self.suite.models)
+        ]
 
 
 def model_line(axes: Axes, index: int, x: np.ndarray, y: np.ndarray, *, markers: bool = True) -> None:

@@ -1,5 +1,6 @@
 """reports/index.html: one self-contained page, the same offline, in print, on a phone, in light and in dark."""
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import jinja2
 
 from pico.files import publishing, write_atomic, write_json
 from pico.report import colours
+from pico.report.convergence import Convergence, convergence
 from pico.report.data import Suite, suite_metrics, suite_table
 from pico.report.dynamics import dynamics_figures
-from pico.report.figures import Painter, benchmarks, domains, examples_of, loss_curves, metric_of, scaling
+from pico.report.explorer import render_explorer
+from pico.report.figures import Figure, Painter, benchmarks, domains, examples_of, loss_curves, metric_of, scaling
 from pico.report.plots import write_plots
 from pico.report.settings import settings_table
+from pico.report.sheets import write_sheets
 
 COUNT_COLUMNS = (
     ("documents_read", "Documents read"),
@@ -29,22 +33,61 @@ COUNT_COLUMNS = (
 
 
 def write_report(suite: Suite, reports: Path) -> None:
-    """Writes index.html, suite.json, metrics.json and plots/ into `reports`; each is a pure function of `suite`.
+    """Writes index.html, explorer.html, suite.json, metrics.json, plots/ and figures/ into `reports`.
+
+    Each is a pure function of `suite`.
 
     Everything is worked out before the first file is replaced.
     """
-    page, table, metrics = render(suite), suite_table(suite), suite_metrics(suite)
+    pictures = draw(suite, pixels=True)
+    page, explorer = render(suite, pictures), render_explorer(suite)
+    table, metrics = suite_table(suite), suite_metrics(suite)
     with publishing(reports / "plots") as plots:
         write_plots(suite, plots)
+    with publishing(reports / "figures") as figures:
+        write_sheets(pictures.painter, pictures.all, figures)
     write_json(reports / "suite.json", table)
     write_json(reports / "metrics.json", metrics)
+    write_atomic(reports / "explorer.html", explorer)
     write_atomic(reports / "index.html", page)
 
 
-def render(suite: Suite) -> str:
-    """The page as HTML."""
-    painter = Painter(suite)
-    layers = max(model.config["n_layers"] for model in suite.models)
+@dataclass(frozen=True)
+class Pictures:
+    """All figures of the report, by section."""
+
+    painter: Painter
+    results: list[Figure]
+    domains: Figure
+    dynamics: list[Figure]
+    convergence: Convergence | None
+    benchmarks: Figure | None
+
+    @property
+    def all(self) -> list[Figure]:
+        """In the order of the page."""
+        settled = [self.convergence.figure] if self.convergence else []
+        scored = [self.benchmarks] if self.benchmarks else []
+        return [*self.results, self.domains, *self.dynamics, *settled, *scored]
+
+
+def draw(suite: Suite, *, pixels: bool = False) -> Pictures:
+    """Draws everything; `pixels`: for PNG files too."""
+    painter = Painter(suite, pixels=pixels)
+    return Pictures(
+        painter,
+        results=[loss_curves(painter), scaling(painter)],
+        domains=domains(painter),
+        dynamics=dynamics_figures(painter),
+        convergence=convergence(painter),
+        benchmarks=benchmarks(painter),
+    )
+
+
+def render(suite: Suite, pictures: Pictures | None = None) -> str:
+    """The page as HTML; draws the pictures where they are not given."""
+    pictures = pictures or draw(suite)
+    layers = pictures.painter.layers
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -62,10 +105,15 @@ def render(suite: Suite) -> str:
         dark=colours.variables("dark", len(suite.models), layers),
         signs=colours.MARKER_SIGNS,
         layers=layers,
-        results=[loss_curves(painter), scaling(painter)],
-        domains=domains(painter),
-        dynamics=dynamics_figures(painter),
-        benchmarks=benchmarks(painter),
+        results=pictures.results,
+        domains=pictures.domains,
+        dynamics=pictures.dynamics,
+        convergence=pictures.convergence,
+        benchmarks=pictures.benchmarks,
+        legend=lambda figure: [
+            (pictures.painter.colours[entry.colour], entry.sign, entry.label)
+            for entry in pictures.painter.legend(figure)
+        ],
         tasks=[(task, metric_of(suite, task), examples_of(suite, task), suite.chance(task)) for task in suite.tasks],
         settings=settings_table(suite.params),
         per_domain=per_domain,

@@ -10,8 +10,8 @@ import numpy as np
 
 from pico.files import write_atomic
 from pico.report.data import Suite
-from pico.report.dynamics import cka_metric
 from pico.report.figures import benchmark_curve, binned
+from pico.report.similarity import cka_metric
 
 HEADERS = {
     "loss.csv": ("model", "step", "train_loss", "heldout_loss"),

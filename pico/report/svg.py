@@ -97,12 +97,15 @@ def short_count(value: float) -> str:
 def to_svg(canvas: Canvas, label: str, prefix: str, colours: Mapping[str, str]) -> str:
     """The panel as an inline `<svg>` with accessible `label`; `prefix` keeps its ids apart from other panels'."""
     buffer = io.StringIO()
-    canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # not by savefig, which draws everything twice, the first time for nothing
+    dpi, nothing = canvas.dpi, {"Date": None, "Creator": None, "Format": None, "Type": None}
+    FigureCanvasSVG(canvas).print_svg(buffer, metadata=nothing)
+    canvas.set_dpi(dpi)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]  # neither XML declaration nor DOCTYPE belong inside HTML
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
-    text = re.sub(r'(<svg [^>]*?)height="[^"]*" ([^>]*?)width="[^"]*" ', r"\1\2", text, count=1)
+    text = re.sub(r"<svg [^>]*>", lambda tag: re.sub(r' (?:width|height)="[^"]*"', "", tag.group()), text, count=1)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r'(href="|url\()#([^")]+)', rf"\1#{prefix}-\2", text)
     text = re.sub("|".join(map(re.escape, colours)), lambda found: colours[found.group()], text)

@@ -113,17 +113,22 @@ def write_model(folder: Path, name: str, width: int, index: int, nulls: bool) ->
         folder / "evaluation" / name / "results.json",
         folder / "export" / name,
     )
-    checkpoint = paths.run / "checkpoints" / f"step_{STEPS[-1]:08d}"
-    checkpoint.mkdir(parents=True)
-    write(checkpoint / "config.json", {"d_model": width, "n_layers": LAYERS})
-    save_file(
-        {
-            "embedding_proj.weight": np.zeros((VOCABULARY, width), np.float32),
-            "de_embedding_proj.weight": np.zeros((VOCABULARY, width), np.float32),
-            "layers.0.attention.q_proj.weight": np.zeros((width, width), np.float32),
-        },
-        checkpoint / "model.safetensors",
-    )
+    random = np.random.default_rng(index)
+    for step in STEPS:
+        checkpoint = paths.run / "checkpoints" / f"step_{step:08d}"
+        checkpoint.mkdir(parents=True)
+        write(checkpoint / "config.json", {"d_model": width, "n_layers": LAYERS})
+        settings = {"model": name, "seed": 42, "decoder": {"d_model": width}}
+        write(checkpoint / "trainer.json", {"step": step, "identity": {"data": {}, "settings": settings}})
+        save_file(
+            {
+                "embedding_proj.weight": np.zeros((VOCABULARY, width), np.float32),
+                "de_embedding_proj.weight": np.zeros((VOCABULARY, width), np.float32),
+                "layers.0.attention.q_proj.weight": np.zeros((width, width), np.float32),
+                "layers.0.swiglu.w_2.weight": random.standard_normal((width, 4 * width)).astype(np.float32),
+            },
+            checkpoint / "model.safetensors",
+        )
     gap = 0.25 * index
     lines = ["step,tokens,learning_rate,train_loss,gradient_norm,heldout_loss"]
     for step in range(1, STEPS[-1] + 1):
@@ -228,9 +233,12 @@ def analysis(name: str, step: int, index: int, nulls: bool) -> pa.Table:
             row("condition_number", "simple", "weights", layer, None if nulls else 10 + 1000 * progress, module)
             row("gini", "simple", "weights", layer, None if nulls and layer == 1 else 0.4 + 0.1 * progress, module)
             change = None if step == 0 else 0.01 * step**0.5
-            row("relative_change", "simple", "weights", layer, change, module, target=0)
+            before = max((other for other in STEPS if other < step), default=None)
+            row("relative_change", "simple", "weights", layer, change, module, target=before)
+            row("linear_cka", "simple", "activations", layer, similarity, module, split="val", target=STEPS[-1])
         for head in range(HEADS):
             row("effective_rank", "ov_circuit", "weights", layer, 8 - 2 * progress + head, head=head)
+            row("per", "ov_circuit", "weights", layer, None if nulls else 0.5 + 0.1 * head, head=head)
         row("effective_rank", "ov_circuit", "weights", layer, 1000.0)
     schema = pa.schema(
         [

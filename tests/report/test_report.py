@@ -67,7 +67,8 @@ def test_page_is_well_formed_and_loads_nothing(shared: tuple[Suite, str]) -> Non
     assert not checker.tags & {"script", "iframe", "object", "embed"}
     inside = [reference for reference in checker.references if reference.startswith("#")]
     assert set(inside) <= {f"#{one}" for one in checker.ids}
-    assert all(reference.startswith(("#", "data:")) for reference in checker.references)
+    # the explorer lies beside the page, and is only linked
+    assert all(one.startswith(("#", "data:")) or one == "explorer.html" for one in checker.references)
     assert not re.search(r"@import|url\((?!#)", page)
     assert len(page) < 3_000_000
 
@@ -87,6 +88,11 @@ def test_page_shows_every_part(shared: tuple[Suite, str]) -> None:
         "heat-condition_number-simple",
         "heat-gini-simple",
         "heat-effective_rank-ov_circuit",
+        "cka-linear",
+        "heads",
+        "spectra",
+        "convergence",
+        "stability",
         "benchmarks",
         "samples",
         "data",
@@ -119,7 +125,11 @@ def test_equal_inputs_give_equal_bytes(make_inputs: Callable[..., Inputs], tmp_p
     for name in ("one", "two"):
         write_report(gather(inputs), tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert [str(path) for path in files] == [
+    pictures = {path.stem for path in files if path.parent.name == "figures"}
+    assert {"loss", "cka", "heat-per-simple", "spectra", "stability", "benchmarks"} <= pictures
+    assert all((tmp_path / "one" / "figures" / f"{key}.{kind}").exists() for key in pictures for kind in ("svg", "png"))
+    assert [str(path) for path in files if path.parent.name != "figures"] == [
+        "explorer.html",
         "index.html",
         "metrics.json",
         "plots/benchmarks.csv",
@@ -154,7 +164,7 @@ def test_suite_json_is_as_the_contract_says(shared: tuple[Suite, str]) -> None:
         "heldout_perplexity",
         "benchmarks",
     ]
-    assert table[0]["parameters"] == 2 * 512 * 32 + 32 * 32
+    assert table[0]["parameters"] == 2 * 512 * 32 + 32 * 32 + 32 * 128
     assert table[0]["tokens"] == 2048 * 200
     assert set(table[0]["benchmarks"]["sciq"]) == {"metric", "value", "stderr", "chance", "n", "all"}
     assert json.loads(json.dumps(table, allow_nan=False)) == table

@@ -1,0 +1,124 @@
+"""Time to stability: known crossings, what counts as settled, and what is never claimed."""
+
+import json
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pico.analysis.convergence import concordance, settling, similarity_at, stability, time_to_stability
+
+STEPS = [0, 1, 3, 7, 15]
+SIMILARITY = st.lists(st.floats(-1, 1), min_size=5, max_size=5)
+
+
+def test_interpolates_linearly_in_log_step() -> None:
+    # from 0.8 at step 3 to 1.0 at step 7: 0.9 halfway between ln 4 and ln 8
+    assert time_to_stability(STEPS, [0.1, 0.5, 0.8, 1.0, 1.0]) == pytest.approx(math.sqrt(4 * 8) - 1)
+    assert time_to_stability(STEPS, [0.1, 0.5, 0.8, 0.9, 1.0]) == pytest.approx(7)
+
+
+def test_stays_means_until_the_end() -> None:
+    assert time_to_stability(STEPS, [0.95, 0.95, 0.2, 0.9, 1.0]) == pytest.approx(7)
+    assert time_to_stability(STEPS, [0.95, 0.95, 0.95, 0.89, 1.0]) is None
+
+
+def test_the_last_checkpoint_compared_with_itself_is_no_evidence() -> None:
+    assert time_to_stability(STEPS, [0.0, 0.0, 0.0, 0.0, 1.0]) is None
+    assert time_to_stability([0], [1.0]) is None
+
+
+def test_settled_from_the_start_and_unknown_values() -> None:
+    assert time_to_stability(STEPS, [0.95] * 4 + [1.0]) == 0
+    assert time_to_stability(STEPS, [0.95, None, 0.95, 0.95, 1.0]) == 3  # nothing to interpolate from
+    assert time_to_stability(STEPS, [0.95, 0.95, 0.95, math.nan, 1.0]) is None
+
+
+@pytest.mark.parametrize("steps", [[0, 1, 1], [3, 2, 1], [0, 1]])
+def test_refuses_steps_that_do_not_ascend_or_fit(steps: list[int]) -> None:
+    with pytest.raises(ValueError, match="steps"):
+        time_to_stability(steps, [0.1, 0.2, 0.3])
+
+
+@given(SIMILARITY, st.floats(-0.9, 0.9), st.floats(0, 0.5))
+def test_a_higher_level_is_never_reached_sooner(values: list[float], level: float, more: float) -> None:
+    low, high = time_to_stability(STEPS, values, level), time_to_stability(STEPS, values, level + more)
+    assert high is None or (low is not None and low <= high + 1e-9)
+
+
+@given(SIMILARITY, st.floats(-0.9, 0.9))
+def test_from_there_on_every_checkpoint_is_at_or_above(values: list[float], level: float) -> None:
+    time = time_to_stability(STEPS, values, level)
+    if time is None:
+        assert values[-2] < level
+    else:
+        assert 0 <= time <= STEPS[-2]
+        later = [value for step, value in zip(STEPS[:-1], values, strict=False) if step >= time + 1e-9]
+        assert all(value >= level for value in later)
+
+
+def test_similarity_between_checkpoints() -> None:
+    assert similarity_at(STEPS, [0.0, 0.2, 0.4, 0.8, 1.0], 7) == pytest.approx(0.8)
+    assert similarity_at(STEPS, [0.0, 0.2, 0.4, 0.8, 1.0], math.sqrt(32) - 1) == pytest.approx(0.6)
+    assert similarity_at(STEPS, [0.0, 0.2, None, 0.8, 1.0], 5) is None
+    assert similarity_at(STEPS, [0.0] * 5, 16) is None
+
+
+def table(curves: dict[tuple[str, int], list[float | None]], **changes: object) -> pa.Table:
+    """Rows of debiased CKA to the last step for (run, layer) -> values over STEPS."""
+    rows = [
+        {"run": run, "step": step, "metric": "debiased_cka", "params": '{"module":"m"}', "target_step": STEPS[-1],
+         "component": "simple", "data_type": "activations", "layer": layer, "head": None, "split": "val",
+         "value": value} | changes
+        for (run, layer), values in curves.items()
+        for step, value in zip(STEPS, values, strict=True)
+    ]  # fmt: skip
+    schema = [(name, pa.string()) for name in ("run", "metric", "params", "component", "data_type", "split")]
+    schema += [(name, pa.int64()) for name in ("step", "target_step", "layer", "head")] + [("value", pa.float64())]
+    return pa.Table.from_pylist(rows, pa.schema(schema))
+
+
+FAST, SLOW, NEVER = [0.8, 1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.8, 1.0, 1.0], [0.0, 0.1, 0.2, 0.3, 1.0]
+
+
+def test_a_table_of_several_runs() -> None:
+    found = stability(table({("wide", 1): FAST, ("wide", 0): FAST, ("narrow", 0): SLOW, ("narrow", 1): NEVER}))
+    assert [(one.run, one.layer) for one in found] == [("narrow", 0), ("narrow", 1), ("wide", 0), ("wide", 1)]
+    assert [one.step for one in found] == pytest.approx([math.sqrt(32) - 1, None, math.sqrt(2) - 1, math.sqrt(2) - 1])
+    assert found[2].fraction == pytest.approx((math.sqrt(2) - 1) / 15)
+    assert {one.module for one in found} == {"m"}
+
+
+def test_comparisons_with_other_steps_layers_and_runs_are_left_alone() -> None:
+    own = table({("a", 0): SLOW})
+    for changes in (
+        {"target_step": 3},
+        {"params": json.dumps({"module": "m", "target_layer": 1})},
+        {"params": json.dumps({"module": "m", "target_run": "b"})},
+        {"metric": "linear_cka"},
+        {"split": "train"},
+        {"data_type": "weights"},
+    ):
+        assert stability(pa.concat_tables([own, table({("a", 0): FAST}, **changes)])) == stability(own)
+    named = own.append_column("target_layer", pa.nulls(len(own), pa.int64()))
+    other = table({("a", 0): FAST}).append_column("target_layer", pa.array([3] * len(STEPS), pa.int64()))
+    assert stability(pa.concat_tables([named, other])) == stability(own)
+    assert stability(own.slice(0, 0)) == []
+
+
+def test_summary_of_a_run() -> None:
+    found = stability(table({("a", 0): FAST, ("a", 1): SLOW, ("a", 2): NEVER, ("b", 0): NEVER}))
+    first, second = settling(found, ["b", "a"])
+    assert (first.run, first.layers, first.settled, first.median) == ("b", 1, 0, None)
+    assert (second.layers, second.settled, second.settled_early) == (3, 2, 1)
+    assert second.median == pytest.approx((math.sqrt(32) - 1) / 15)  # never is later than all others
+    assert first.early == pytest.approx(0.2)  # step 3 is a fifth of 15
+
+
+def test_concordance_is_kendalls_tau() -> None:
+    assert concordance([1, 2, 3, 4]) == 1
+    assert concordance([None, 3, 2, 1]) == -1
+    assert concordance([2, 2, 2]) == 0
+    assert concordance([1]) is None

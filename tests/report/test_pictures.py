@@ -1,0 +1,216 @@
+"""Pictures and the explorer: what they are drawn from, what they hold, and what must never get into them."""
+
+import base64
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from pico.analysis import independence_null
+from pico.analysis.convergence import Settling
+from pico.report.behaviour import scores_against_loss
+from pico.report.convergence import sentence
+from pico.report.data import Suite
+from pico.report.explorer import KEY, embedded, explorer_data, render_explorer
+from pico.report.figures import Figure, Painter, scaling
+from pico.report.measurements import read_dynamics
+from pico.report.nulls import null_level
+from pico.report.seeds import band, seed_bands, seed_groups
+from pico.report.sheets import write_sheets
+from pico.report.similarity import layer_squares, step_squares
+from pico.report.spectra import Spectra, _scaled
+from tests.report.conftest import LAYERS, STEPS, analysis
+
+
+@pytest.mark.parametrize(("n", "p"), [(64, 16), (64, 256), (256, 64)])
+def test_closed_nulls_are_what_independent_data_give(n: int, p: int) -> None:
+    for metric in ("linear_cka", "debiased_cka", "mutual_knn"):
+        sampled = independence_null(metric, n, p, draws=10)
+        assert null_level(metric, n, p) == pytest.approx(sampled.mean(), abs=0.02), metric
+
+
+def test_only_comparisons_have_a_null() -> None:
+    assert null_level("gini", 64, 16) is None
+    assert null_level("relative_change", 64, 16) is None
+    assert null_level("no such metric", 64, 16) is None
+    assert null_level("cca_mean", 32, 64) is None  # the metric itself refuses so few rows
+    assert 0 < (null_level("svcca", 128, 8) or 0) < 0.5
+
+
+def test_random_weights_lie_within_the_marchenko_pastur_edges() -> None:
+    weight = 7 * np.random.default_rng(0).standard_normal((200, 800))
+    spectra = Spectra("m", 0, (200, 800), [0], np.array([_scaled(weight)]))
+    assert spectra.edges == pytest.approx((0.5, 1.5))
+    assert spectra.values.min() == pytest.approx(0.5, abs=0.05)
+    assert spectra.values.max() == pytest.approx(1.5, abs=0.05)
+
+
+def test_files_are_whole_pictures(shared: tuple[Suite, str], tmp_path: Path) -> None:
+    painter = Painter(shared[0], pixels=True)
+    write_sheets(painter, [scaling(painter)], tmp_path)
+    text = (tmp_path / "scaling.svg").read_text()
+    ET.fromstring(text)
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"#0a0[bcdf][0-9a-f]{2}", text)
+    for variable in set(re.findall(r"var\((--[a-z0-9-]+)\)", text)):
+        assert f"{variable}:" in text, variable
+    pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "scaling.png").read_bytes())))
+    colours = {tuple(colour) for colour in pixels.reshape(-1, 3)[::7]}
+    assert tuple(pixels[0, 0]) == (255, 255, 255)
+    assert (0x15, 0x24, 0x6B) in {tuple(colour) for colour in pixels.reshape(-1, 3)}  # the widest model's own colour
+    assert len(colours) > 20
+
+
+def test_every_series_is_in_the_explorer(shared: tuple[Suite, str]) -> None:
+    suite = shared[0]
+    data = explorer_data(suite)
+    for model, columns in zip(suite.models, data["models"], strict=True):
+        rows = model.dynamics.table
+        values = np.frombuffer(base64.b64decode(columns["values"]), "<f4").reshape(-1, len(columns["steps"]))
+        assert columns["steps"] == list(STEPS)
+        assert np.isfinite(values).sum() == rows.num_rows - rows["value"].null_count
+        keys = [
+            tuple(data["names"][key][columns["series"][key][series]] for key in KEY) for series in range(len(values))
+        ]
+        assert len(set(keys)) == len(keys)
+        for row in rows.to_pylist()[::37]:
+            found = values[keys.index(tuple(row[key] for key in KEY)), columns["steps"].index(row["step"])]
+            assert found == pytest.approx(row["value"], rel=1e-6) if row["value"] is not None else np.isnan(found)
+        assert {status for _, _, status in columns["status"]} == {"zero"}  # of the change at step 0
+        levels = {keys[series][0]: level for series, level in columns["nulls"]}
+        assert levels == pytest.approx({"debiased_cka": 0.0, "linear_cka": 32 / 96}, abs=1e-6)
+
+
+def test_the_explorer_stands_alone(shared: tuple[Suite, str]) -> None:
+    page = render_explorer(shared[0])
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=\"(?!data:)", page)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    for key in KEY:
+        assert f'<label for="{key}">' in page
+        assert f'<select id="{key}">' in page
+    assert page == render_explorer(shared[0])
+
+
+def test_names_cannot_leave_the_script_element(shared: tuple[Suite, str]) -> None:
+    name = "</script><script>alert(1)</script><!-- &amp; \u2028"
+    suite = replace(shared[0], models=[replace(shared[0].models[0], name=name)])
+    page = render_explorer(suite)
+    assert page.count("</script>") == 2
+    assert "alert(1)</script>" not in page
+    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.S)
+    assert text
+    assert json.loads(text[1])["models"][0]["name"] == name
+    assert not set(embedded({"a": "<>&"})) & set("<>&")
+
+
+def test_squares_are_drawn_only_where_all_pairs_were_compared(shared: tuple[Suite, str], tmp_path: Path) -> None:
+    assert not {"cka-steps", "cka-layers"} & {figure.key for figure in squares(shared[0])}
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    for step in STEPS:
+        table = analysis("tiny", step, 0, False)
+        chosen = pc.and_(pc.equal(table["metric"], "debiased_cka"), pc.equal(table["split"], "val"))
+        rows = [row for row in table.filter(chosen).to_pylist() if "w_2" in row["params"]]
+        more = [row | {"target_step": other, "value": 0.5} for row in rows for other in STEPS[:-1]]
+        more += [
+            row | {"value": 0.25, "params": json.dumps({"module": "swiglu.w_2", "target_layer": other})}
+            for row in rows
+            for other in range(LAYERS)
+            if other != row["layer"] and row["step"] == STEPS[-1]
+        ]
+        pa.parquet.write_table(
+            pa.concat_tables([table, pa.Table.from_pylist(more, table.schema)]), folder / f"step_{step:08d}.parquet"
+        )
+    dynamics = read_dynamics(folder)
+    steps = dynamics.step_pairs("debiased_cka", "simple", "val", "swiglu.w_2", 2)
+    layers = dynamics.layer_pairs("debiased_cka", "simple", "val", "swiglu.w_2")
+    assert steps is not None
+    assert layers is not None
+    assert steps.places == list(STEPS)
+    assert np.isfinite(steps.values).all()
+    assert layers.places == list(range(LAYERS))
+    assert layers.values[0, 1] == 0.25
+    # the same, where the table has columns for what was compared with
+    for path in folder.glob("*.parquet"):
+        rows = pa.parquet.read_table(path).to_pylist()
+        for row in rows:
+            row["target_layer"] = json.loads(row["params"]).get("target_layer")
+            row["target_run"] = None
+            row["params"] = json.dumps(
+                {key: value for key, value in json.loads(row["params"]).items() if key == "module"}
+            )
+        away = [row | {"target_run": "other", "value": 0.0} for row in rows if row["target_step"] is not None]
+        pa.parquet.write_table(pa.Table.from_pylist([*rows, *away]), path)
+    again = read_dynamics(folder).layer_pairs("debiased_cka", "simple", "val", "swiglu.w_2")
+    assert again is not None
+    assert np.array_equal(again.values, layers.values, equal_nan=True)
+    # the curves to the last checkpoint are what they were
+    assert dynamics.table.drop(["first"]).equals(read_plain(shared[0]).drop(["first"]))
+    suite = replace(shared[0], models=[replace(shared[0].models[0], dynamics=dynamics)])
+    assert {"cka-steps", "cka-layers"} == {figure.key for figure in squares(suite)}
+
+
+def squares(suite: Suite) -> list[Figure]:
+    painter = Painter(suite)
+    return [figure for figure in (step_squares(painter), layer_squares(painter)) if figure]
+
+
+def read_plain(suite: Suite) -> pa.Table:
+    """The table of the first model, as it is without the additional comparisons."""
+    return suite.models[0].dynamics.table
+
+
+def test_runs_that_differ_by_seed_get_a_band(shared: tuple[Suite, str]) -> None:
+    assert seed_groups(shared[0].models) == []
+    assert seed_bands(Painter(shared[0])) == []
+    first, other = shared[0].models[0], replace(shared[0].models[0], name="tiny-2")
+    suite = replace(shared[0], models=[first, other, shared[0].models[1]])
+    assert [[model.name for model in group] for group in seed_groups(suite.models)] == [["tiny", "tiny-2"]]
+    (figure,) = seed_bands(Painter(suite))
+    assert "tiny, tiny-2" in figure.caption
+    steps, mean, low, high = band(
+        [(np.array([1.0, 2, 4]), np.array([1.0, 2, 3])), (np.array([1.0, 4]), np.array([3.0, 7]))]
+    )
+    assert (steps.tolist(), mean.tolist(), low.tolist(), high.tolist()) == ([1, 4], [2, 5], [1, 3], [3, 7])
+
+
+def test_scores_of_behaviour_are_drawn_against_loss(shared: tuple[Suite, str]) -> None:
+    model = shared[0].models[0]
+    rows = model.dynamics.table.slice(0, len(STEPS)).to_pylist()
+    rows = [
+        row | {"metric": "induction_score", "step": step, "value": 0.1, "head": head, "first": True}
+        for row, step in zip(rows, STEPS, strict=True)
+        for head in (0, 1)
+    ]
+    table = pa.concat_tables([model.dynamics.table, pa.Table.from_pylist(rows, model.dynamics.table.schema)])
+    suite = replace(shared[0], models=[replace(model, dynamics=replace(model.dynamics, table=table))])
+    assert [figure.key for figure in scores_against_loss(Painter(suite))] == ["score-induction_score"]
+    assert scores_against_loss(Painter(shared[0])) == []
+
+
+def summary(run: str, median: float | None, early: int) -> Settling:
+    return Settling(run, 10, 10 if median else 0, early, median, 0.5)
+
+
+def test_the_sentence_follows_the_numbers() -> None:
+    agrees = sentence([summary("tiny", 0.9, 0), summary("mid", 0.5, 2), summary("large", 0.1, 9)], 0.9)
+    assert "The wider the model, the sooner" in agrees
+    assert "as “Tending Towards Stability” reports" in agrees
+    late = sentence([summary("tiny", 0.9, 0), summary("mid", 0.8, 0), summary("large", 0.7, 0)], 0.9)
+    assert "the sooner" in late
+    assert "doesn't show that" in late
+    against = sentence([summary("tiny", 0.3, 0), summary("large", None, 0)], 0.9)
+    assert "the later" in against
+    assert "not before the end for large" in against
+    assert "in no order of size" in sentence(
+        [summary("tiny", 0.3, 0), summary("mid", 0.6, 0), summary("large", 0.5, 0)], 0.9
+    )
+    assert "nothing to compare" in sentence([summary("only", 0.3, 0)], 0.9)
