@@ -35,7 +35,7 @@ SWITCHES = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
-    # Workers would run at niceness 15. A training of two threads waits all the time for the one that shares its core with
+    # Workers would run at niceness 15. Two threads that train wait all the time for the one that shares its core with
     # anything else: beside one busy process it keeps a fourth of its speed at niceness 0, a thirteenth at 15.
     "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
