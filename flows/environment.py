@@ -35,8 +35,8 @@ SWITCHES = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
-    # Workers would run at niceness 15: a training of two threads then waits at every step for the one that shares its core
-    # with anything else, and is ten times slower beside one busy process.
+    # Workers would run at niceness 15. Two threads that train wait all the time for the one that shares its core with
+    # anything else: beside one busy process it keeps a fourth of its speed at niceness 0, a thirteenth at 15.
     "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
