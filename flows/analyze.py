@@ -1,9 +1,10 @@
-"""Stage `analyze`: metrics of every checkpoint of one model, compared with its last, previous and first."""
+"""Stage `analyze`: metrics of every checkpoint of one model: of its states, and of how it behaves."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from prefect import task
 from flows.stage import Stage, run
 from pico.analysis.comparisons import other_runs
 from pico.analysis.engine import analysis_folder, analyze_run, find_checkpoints
+from pico.analysis.plugins import MetricFile, read_metric_files
 from pico.analysis.table import read_table
+from pico.behaviour.checkpoint import BehaviourTask, identity, measure_checkpoint
+from pico.behaviour.settings import BehaviourSettings
 from pico.checkpoint import Checkpoint
-from pico.config import Analysis
+from pico.config import Analysis, Behaviour
 from pico.errors import PicoError
 from pico.files import publish
 
 DATA = Path("data")
+TOKENS = DATA / "tokens"
 SIDECARS = Path("runs/analyze/sidecars")
 
 
@@ -29,10 +34,20 @@ def choose(source: Path) -> list[Checkpoint]:
 
 
 @task
-def measure(stage: Stage, source: Path, model: str, settings: Analysis, folder: Path) -> list[Path]:
+def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[str, Any]) -> list[Path]:
     """Every layer of every checkpoint, spread over processes; what was finished before an interruption is kept."""
     if kept := len(list(folder.glob("step_*.parquet"))):
         stage.logger.info("Found %d analysed checkpoints from an earlier run", kept)
+    settings, behaviour = stage.params.analysis, stage.params.behaviour
+    last = find_checkpoints(source)[-1]
+
+    def of_behaviour(checkpoint: Checkpoint) -> partial | None:
+        if not behaviour.metrics:
+            return None
+        targets = {"last": last.folder} if checkpoint.folder != last.folder else {}
+        task = BehaviourTask(model, checkpoint.folder, TOKENS, targets, settings=behaviour_settings(behaviour))
+        return partial(measure_checkpoint, task)
+
     with stage.ray(), _bar(stage, model) as report:
         return analyze_run(
             source,
@@ -40,10 +55,22 @@ def measure(stage: Stage, source: Path, model: str, settings: Analysis, folder: 
             settings.metrics,
             settings.components,
             folder,
-            **_choices(source, settings),
+            **choices,
+            more=of_behaviour,
             sidecars=SIDECARS / source.parent.name,
             report=report,
         )
+
+
+def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
+    """The settings of params.yaml; the library's own for the rest."""
+    return BehaviourSettings(
+        metrics=tuple(settings.metrics),
+        seed=settings.seed,
+        heldout_rows=settings.heldout_rows,
+        memorised_rows=settings.memorised_rows,
+        landscape_rows=settings.landscape_rows,
+    )
 
 
 def _choices(source: Path, settings: Analysis) -> dict[str, Any]:
@@ -54,7 +81,24 @@ def _choices(source: Path, settings: Analysis) -> dict[str, Any]:
         "compare": settings.compare,
         "layer_pairs": settings.layer_pairs,
         "others": {name: folder if folder.is_dir() else Path(name) for name, folder in siblings.items()},
+        "files": _watched(read_metric_files(settings.files)),
     }
+
+
+def _watched(files: tuple[MetricFile, ...]) -> tuple[MetricFile, ...]:
+    """The same; refuses files that DVC would not see change."""
+    from ruamel.yaml import YAML
+
+    deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["analyze"]["deps"]
+    for file in files:
+        path = Path(file.path)
+        if not any(str(folder) in deps for folder in (path, *path.parents)):
+            raise PicoError(
+                f"{file.path} is no dep of stage analyze, so that DVC would not notice when it changes",
+                where="params.yaml: analysis.files",
+                mend=f"add it in dvc.yaml to the deps of stage analyze:  - {file.path}",
+            )
+    return files
 
 
 @task
@@ -121,9 +165,10 @@ def analyze(stage: Stage) -> None:
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
-    settings = params.analysis
-    folder = analysis_folder(source, model, settings.metrics, settings.components, **_choices(source, settings))
-    measure(stage, source, model, settings, folder)
+    settings, choices = params.analysis, _choices(source, params.analysis)
+    about = identity(TOKENS, behaviour_settings(params.behaviour)) if params.behaviour.metrics else None
+    folder = analysis_folder(source, model, settings.metrics, settings.components, **choices, more=about)
+    measure(stage, source, model, folder, choices)
     rows = summarize(folder, found[-1].step)
     publish(folder, target)
     stage.table(f"analyze-{model}", rows, f"Mean over layers, heads and splits at step {found[-1].step} of {model}")

@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from pico.errors import PicoError
 from pico.sections import (
     Analysis,
+    Behaviour,
     Benchmarks,
     BenchmarkTask,
     Checkpoints,
@@ -40,6 +41,7 @@ from pico.sections import (
 
 __all__ = [
     "Analysis",
+    "Behaviour",
     "BenchmarkTask",
     "Benchmarks",
     "Checkpoints",
@@ -88,6 +90,7 @@ class Params(Section):
     checkpoints: Checkpoints
     learning_dynamics: LearningDynamics
     analysis: Analysis
+    behaviour: Behaviour
     benchmarks: Benchmarks
     evaluation: Evaluation
     export: Export

@@ -274,6 +274,23 @@ class Analysis(Section):
     `run:NAME`: the same step of another model of the suite, or of the run at a path."""
     layer_pairs: bool = False
     """Whether the layers of a checkpoint are compared with each other too."""
+    files: list[str] = Field(default_factory=list)
+    """Python files of your own metrics and components, from the project's folder; see docs/custom-metrics.md."""
+
+
+class Behaviour(Section):
+    """What every checkpoint is asked about its predictions, its heads and its loss landscape; see pico/behaviour."""
+
+    metrics: list[str]
+    """Names of pico/behaviour; none for no such measurements."""
+    heldout_rows: Positive
+    """At most so many held-out rows, spread evenly over all domains."""
+    memorised_rows: Positive
+    """Training rows, and as many held-out ones, on which verbatim continuation is counted."""
+    landscape_rows: Positive
+    """Training rows over which the loss whose sharpness or curvature is measured is a mean."""
+    seed: int
+    """Of random tokens, probes and chains."""
 
 
 class BenchmarkTask(Section):

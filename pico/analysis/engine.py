@@ -6,6 +6,7 @@ factors and measurements lie beside it in sidecars, which outlive a change of se
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from pico.analysis.comparisons import other_runs, targets_of
 from pico.analysis.components import MODEL, OF_THE_MODEL, get_component
 from pico.analysis.layer import Place, Row, Task, measure_layer
 from pico.analysis.layers import choose_layers
+from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
 from pico.analysis.registry import get_metric
 from pico.analysis.sidecar import checkpoint_folder, drop_others
 from pico.analysis.table import file_name, write_table
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
-from pico.files import sha256_file, working_folder
+from pico.files import fingerprint, sha256_file, working_folder
 from pico.spread import spread
 
+Part = Callable[[], list[Row]]
+"""One task: gives some rows of one checkpoint."""
 Report = Callable[[int, int], None]
 """Told (tasks done, tasks in all) after every task."""
 
@@ -44,8 +48,13 @@ def analysis_folder(
     compare: Sequence[str | int] = ("last",),
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
+    files: Sequence[MetricFile] = (),
+    more: Any = None,
 ) -> Path:
-    """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`."""
+    """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
+
+    more: plain values that say what `more` of `analyze_run` depends on.
+    """
     identity: dict[str, Any] = {
         "run": name,
         "metrics": list(metrics),
@@ -55,6 +64,8 @@ def analysis_folder(
         "layer_pairs": layer_pairs,
         "checkpoints": _manifests(run),
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
+        "files": files_identity(files),
+        "more": more,
         "code": {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
     }
     return working_folder("analyze", identity, root)
@@ -75,6 +86,8 @@ def analyze_run(
     compare: Sequence[str | int] = ("last",),
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
+    files: Sequence[MetricFile] = (),
+    more: Callable[[Checkpoint], Part | None] = lambda checkpoint: None,
     sidecars: Path | None = None,
     report: Report | None = None,
     workers: int | None = None,
@@ -88,15 +101,21 @@ def analyze_run(
     compare with the checkpoint before, the first one or all before, as each says. `target_step`, `target_run` and
     `target_layer` record what with.
 
+    files: the user's own metrics and components. more: gives, for a checkpoint, a picklable function that gives further
+    rows of it, or None; one more task.
+
     sidecars: a folder that keeps spectra, Gram factors and measurements from one analysis to the next. Files of
     `folder` that are there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for
     any number of them, and whatever the sidecars hold. Raises PicoError for unknown names and settings, and for missing
     or unreadable checkpoints.
     """
+    load_metric_files(files)
     for metric in metrics:
         get_metric(metric)
     for component in components:
         get_component(component)
+    if sidecars is not None and files:  # what was measured by other versions of them is not looked at
+        sidecars = sidecars / f"with_{fingerprint(files_identity(files))}"
     found = find_checkpoints(run)
     places = _places(found, name, sidecars)
     n_layers = min(int(one.config["n_layers"]) for one in found)
@@ -107,45 +126,56 @@ def analyze_run(
         for other in other_runs(compare)
     }
 
-    def tasks_of(index: int) -> list[Task]:
-        return [
-            Task(
-                run=name,
-                place=places[index],
-                layer=layer,
-                metrics=tuple(metrics),
-                components=tuple(components),
-                earlier=tuple(places[:index]),
-                targets=targets_of(
-                    index,
-                    layer,
-                    places,
-                    compare,
-                    other_places,
-                    chosen if layer_pairs and layer != MODEL else (),
+    def parts_of(index: int) -> list[Part]:
+        parts: list[Part] = [
+            partial(
+                measure_layer,
+                Task(
+                    run=name,
+                    place=places[index],
+                    layer=layer,
+                    metrics=tuple(metrics),
+                    components=tuple(components),
+                    earlier=tuple(places[:index]),
+                    targets=targets_of(
+                        index,
+                        layer,
+                        places,
+                        compare,
+                        other_places,
+                        chosen if layer_pairs and layer != MODEL else (),
+                    ),
+                    files=tuple(files),
                 ),
             )
             for layer in measured
         ]
+        further = more(found[index])
+        return [*parts, further] if further else parts
 
     for stale in folder.glob(".*.partial"):  # of a write that was killed
         stale.unlink()
-    files = [folder / file_name(one.step) for one in found]
-    tasks = [task for index, path in enumerate(files) if not path.exists() for task in tasks_of(index)]
-    waiting: dict[Path, dict[int, list[Row]]] = {}
-    for done, (index, rows) in enumerate(spread(measure_layer, [(task,) for task in tasks], workers=workers), start=1):
-        task = tasks[index]
-        ready = waiting.setdefault(task.place.folder, {})
-        ready[task.layer] = rows
-        if len(ready) == len(measured):
-            path = folder / file_name(Checkpoint(task.place.folder).step)
-            write_table(path, [row for layer in measured for row in ready[layer]])
-            del waiting[task.place.folder]
+    written = [folder / file_name(one.step) for one in found]
+    parts = {index: parts_of(index) for index, path in enumerate(written) if not path.exists()}
+    tasks = [(index, number) for index, of_one in parts.items() for number in range(len(of_one))]
+    calls = [(parts[index][number],) for index, number in tasks]
+    waiting: dict[int, dict[int, list[Row]]] = {}
+    for done, (task, rows) in enumerate(spread(_call, calls, workers=workers), start=1):
+        index, number = tasks[task]
+        ready = waiting.setdefault(index, {})
+        ready[number] = rows
+        if len(ready) == len(parts[index]):
+            write_table(written[index], [row for number in sorted(ready) for row in ready[number]])
+            del waiting[index]
         if report:
             report(done, len(tasks))
     if sidecars is not None:
         drop_others(sidecars, name, {place.sidecars for place in places if place.sidecars})
-    return files
+    return written
+
+
+def _call(part: Part) -> list[Row]:
+    return part()
 
 
 def _places(found: Sequence[Checkpoint], name: str, sidecars: Path | None) -> list[Place]:

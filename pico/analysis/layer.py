@@ -11,6 +11,7 @@ from pico.analysis import blocks, circuits
 from pico.analysis.components import Key
 from pico.analysis.kept import Layer
 from pico.analysis.matrix import Matrix
+from pico.analysis.plugins import MetricFile, load_metric_files
 from pico.analysis.registry import Measurement, Metric, compute, get_metric
 from pico.analysis.sidecar import metric_fingerprint
 from pico.analysis.trajectory import Trajectory, distance
@@ -57,6 +58,8 @@ class Task:
     """The checkpoints before this one, oldest first."""
     targets: tuple[Target, ...]
     """What metrics with target `last` compare with."""
+    files: tuple[MetricFile, ...] = ()
+    """The user's own metrics and components."""
 
 
 def measure_layer(task: Task) -> list[Row]:
@@ -65,6 +68,7 @@ def measure_layer(task: Task) -> list[Row]:
     What is kept of this layer and of those compared with is used, and what is new is kept; rows are the same, to the
     bit, with or without.
     """
+    load_metric_files(task.files)
     return _Measuring(task).rows()
 
 

@@ -17,7 +17,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from pico.analysis.components import COMPONENTS, Part, State
+from pico.analysis.components import COMPONENTS, OF_THE_MODEL, Part, State
 from pico.analysis.registry import METRICS, STATUSES, Undefined
 from pico.errors import PicoError
 
@@ -118,6 +118,7 @@ def _load(file: MetricFile) -> Registered:
         sys.modules.pop(file.module_name, None)
         _restore(METRICS, metrics)
         _restore(COMPONENTS, components)
+        OF_THE_MODEL.intersection_update(components)
         raise
     registered = Registered(
         tuple(sorted(METRICS.keys() - metrics.keys())), tuple(sorted(COMPONENTS.keys() - components.keys()))
@@ -161,6 +162,7 @@ def _unload(path: str) -> None:
         METRICS.pop(name, None)
     for name in registered.components:
         COMPONENTS.pop(name, None)
+        OF_THE_MODEL.discard(name)
 
 
 def _refuse_taken(file: MetricFile, register: dict[str, Any], before: dict[str, Any], kind: str) -> None:

@@ -1,8 +1,9 @@
 """The behaviour of one checkpoint: a pure function of files, for any worker; see pico.spread."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from pico.behaviour.ngrams import NGrams
 from pico.behaviour.settings import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.data.loader import TokenRows, heldout_rows
-from pico.files import read_json
+from pico.files import read_json, sha256_file
 from pico.model import load_decoder
 
 
@@ -31,6 +32,18 @@ class BehaviourTask:
     seeds: dict[str, Path] = field(default_factory=dict)
     """Name of a run with another seed -> its checkpoint, for kl_to_seed."""
     settings: BehaviourSettings = field(default_factory=BehaviourSettings)
+
+
+def identity(tokens: Path, settings: BehaviourSettings) -> dict[str, Any]:
+    """All that the rows depend on besides the checkpoints: settings, tokens and code."""
+    package = Path(__file__).parents[1]
+    paths = [package / "data" / "loader.py", *package.glob("behaviour/*.py"), *package.glob("model/*.py")]
+    data = [tokens / "provenance.json", *tokens.glob("train/*.parquet"), *tokens.glob("heldout/*.parquet")]
+    return {
+        "settings": asdict(settings) | {"metrics": sorted(settings.metrics)},
+        "data": {path.relative_to(tokens).as_posix(): sha256_file(path) for path in sorted(data)},
+        "code": {path.relative_to(package).as_posix(): sha256_file(path) for path in sorted(paths)},
+    }
 
 
 def measure_checkpoint(task: BehaviourTask) -> list[Row]:

@@ -49,8 +49,7 @@ def analyze_place(
     for component in components:
         get_component(component)
     run, layers = captured_run(place, settings, root, lambda *told: report("capture", *told) if report else None)
-    identity_root = root if not files else root / "own" / "-".join(one.sha256[:16] for one in files)
-    work = analysis_folder(run, f"{name} {layers}", metrics, components, identity_root)
+    work = analysis_folder(run, name, metrics, components, root, layers=layers, files=files)
     written = analyze_run(
         run,
         name,
@@ -58,6 +57,7 @@ def analyze_place(
         components,
         work,
         layers=layers,
+        files=files,
         report=lambda *told: report("measure", *told) if report else None,
     )
     about = {
