@@ -68,6 +68,7 @@ class _Value:
     layer: int = WHOLE_MODEL
     head: int | None = None
     target_step: int | None = None
+    target_run: str | None = None
 
 
 def measure_behaviour(
@@ -158,7 +159,8 @@ def _divergences(
         if other.metric in settings.metrics:
             divergence = kl_divergence(scorer, as_scorer(other.load()), rows)
             params = {"rows": len(rows), "seq": rows.shape[1] - 1, "target": other.name}
-            yield _Value(other.metric, divergence, params, "val", target_step=other.step)
+            target_run = other.name if other.metric == "kl_to_seed" else None
+            yield _Value(other.metric, divergence, params, "val", target_step=other.step, target_run=target_run)
 
 
 def _attention(
@@ -236,6 +238,8 @@ def _row(value: _Value, run: str, step: int, tokens: int, dtype: str) -> Row:
         "metric": value.metric,
         "params": canonical_json(value.params),
         "target_step": value.target_step,
+        "target_run": value.target_run,
+        "target_layer": None,
         "component": "model",
         "data_type": CATALOGUE[value.metric].data_type,
         "layer": value.layer,
