@@ -3,12 +3,15 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from pico.errors import PicoError
+
+if TYPE_CHECKING:
+    from pico.analysis.plugins import MetricFile
 
 
 class _Group(TyperGroup):
@@ -133,9 +136,10 @@ def metrics(
     """List all metrics: definition, valid inputs, what they compare with, source."""
     from pico.analysis.listing import list_metrics
     from pico.analysis.plugins import load_metric_files, read_metric_file
+    from pico.behaviour.settings import list_behaviour
 
-    load_metric_files([read_metric_file(path) for path in file or []])
-    rows = list_metrics()
+    load_metric_files([*_metric_files_of_the_project(), *(read_metric_file(path) for path in file or [])])
+    rows = [*list_metrics(), *list_behaviour()]
     if as_json:
         from pico.files import canonical_json
 
@@ -231,6 +235,18 @@ def project_root() -> Path:
         where=str(here),
         mend="cd to your clone",
     )
+
+
+def _metric_files_of_the_project() -> "tuple[MetricFile, ...]":
+    """Those that params.yaml names, where the current folder is in a project."""
+    from pico.analysis.plugins import read_metric_files
+    from pico.config import load_params
+
+    try:
+        root = project_root()
+    except PicoError:
+        return ()
+    return read_metric_files(load_params(root / "params.yaml").analysis.files, root)
 
 
 def _show_status(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from pico.analysis.registry import nearest
 from pico.behaviour import attention, landscape, likelihood, local_learning, memorisation  # noqa: F401 (they are listed)
@@ -17,6 +18,22 @@ NAMES = tuple(sorted(set(CATALOGUE) - set(ERRORS)))
 """Everything that can be asked for."""
 
 DEFAULT = tuple(name for name in NAMES if name not in OPTIONAL)
+
+
+def list_behaviour() -> list[dict[str, Any]]:
+    """Everything that `behaviour.metrics` may name, as rows like those of `pico.analysis.listing.list_metrics`."""
+    return [
+        {
+            "name": name,
+            "definition": CATALOGUE[name].definition,
+            "applies_to": [CATALOGUE[name].data_type],
+            "inputs": "a model and rows of tokens",
+            "target": {"kl_to_checkpoint": "last", "kl_to_seed": "another run"}.get(name),
+            "settings": {},
+            "source": CATALOGUE[name].source,
+        }
+        for name in NAMES
+    ]
 
 
 @dataclass(frozen=True)
