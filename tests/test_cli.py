@@ -72,12 +72,13 @@ def test_ui_without_a_lab_says_how_to_start_it(inside: Path) -> None:
 
 def test_metrics_are_listed_for_people_and_for_programs() -> None:
     from pico.analysis import METRICS
+    from pico.behaviour.settings import NAMES
 
     listed = json.loads(pico("metrics", "--json").output)
-    assert {row["name"] for row in listed} == set(METRICS)
+    assert {row["name"] for row in listed} == {*METRICS, *NAMES}
     assert all(row["definition"] and row["source"] and row["applies_to"] and row["inputs"] for row in listed)
     table = pico("metrics").output
-    assert all(name in table for name in METRICS)
+    assert all(name in table for name in (*METRICS, *NAMES))
 
 
 def test_a_metric_file_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
