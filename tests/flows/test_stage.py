@@ -105,7 +105,8 @@ def test_a_stage_is_seen_with_name_tags_and_artifacts(lab: Path, prefect_api: Ap
 def test_a_domain_error_is_short_on_the_terminal_and_whole_in_prefect(lab: Path, prefect_api: Api) -> None:
     result = run_python(lab, write_flow(lab, "domain"))
     assert result.returncode == 1
-    assert result.stderr.endswith("domain: row 3 is torn\n  where: data/x\n  mend:  dvc repro\n")
+    # On a busy machine Prefect adds that it is still sending events.
+    assert "\ndomain: row 3 is torn\n  where: data/x\n  mend:  dvc repro\n" in result.stderr
     assert "Traceback" not in result.stderr
     run = last_run(prefect_api, "domain")
     assert run["state_type"] == "FAILED"
