@@ -1,4 +1,4 @@
-"""The README's own commands, run one after the other in a fresh clone, at smoke scale; then the same without the lab."""
+"""The README's own commands, run one after the other in a fresh clone, at smoke scale; then stages without the lab."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
-COLD = ("prepare", "validate", "analyze@tiny", "benchmark@tiny", "export@tiny", "report")
+COLD = ("prepare", "analyze@tiny", "benchmark@tiny", "report")
 """Stages that must leave the same outs without the lab; training has tests of its own."""
 
 
