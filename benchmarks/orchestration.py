@@ -11,12 +11,17 @@ Reads the flow runs that Prefect recorded in this checkout and the events of the
 - `lab`: starting and stopping the lab, measured here.
 - `Prefect within flows`: taken to be the time of a flow with three empty tasks, measured here, for each stage.
 
-Orchestration is all of that but `flow`. It is an upper bound: a run without any orchestration would import torch, too.
+- `imports`: what of `ray` any process would need that trains or measures: to start Python and import torch, measured
+  here. Each stage with workers is credited with it once.
+
+Orchestration is all of that but `flow`, less `imports`.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +81,16 @@ def ray_start_seconds() -> float:
     return time.monotonic() - start
 
 
+def import_seconds() -> float:
+    """A new process that imports torch."""
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        seconds.append(time.monotonic() - start)
+    return statistics.median(seconds)
+
+
 def empty_flow_seconds() -> float:
     """A flow of three empty tasks: what Prefect takes within a stage."""
     from prefect import flow, task
@@ -113,7 +128,7 @@ def main() -> None:
     if not runs:
         raise SystemExit("Prefect has no completed flow runs of this checkout: run make repro, then pico up")
     trained = training_seconds(Path("runs/pretrain"))
-    spreading, empty, lab = ray_start_seconds(), empty_flow_seconds(), lab_seconds()
+    importing, spreading, empty, lab = import_seconds(), ray_start_seconds(), empty_flow_seconds(), lab_seconds()
     rows: list[dict[str, Any]] = []
     before = runs[0]["start"]
     for run in runs:
@@ -128,16 +143,18 @@ def main() -> None:
     total = {key: sum(row[key] for row in rows) for key in ("between", "flow", "ray")}
     wall = runs[-1]["end"] - runs[0]["start"] + lab
     prefect = empty * len(rows)
-    share = (total["between"] + total["ray"] + prefect + lab) / wall
-    result = {"wall": wall, "stages": rows, "total": total, "lab": lab, "prefect_in_flows": prefect, "share": share}
+    imports = importing * sum(row["ray"] > 0 for row in rows)
+    share = (total["between"] + total["ray"] - imports + prefect + lab) / wall
+    parts = {"lab": lab, "prefect_in_flows": prefect, "imports": imports}
+    result = {"wall": wall, "stages": rows, "total": total, **parts, "share": share}
     if arguments.json:
         print(json.dumps(result, indent=1))
         return
     for row in [*rows, {"stage": "all", **total}]:
         print("{stage:18} between {between:6.1f} s   flow {flow:6.1f} s (Ray {ray:5.1f})".format(**row))
     print(
-        f"wall {wall:.0f} s; lab {lab:.0f} s; Prefect within flows about {prefect:.0f} s; "
-        f"orchestration {100 * share:.0f} % of the wall"
+        f"wall {wall:.0f} s; lab {lab:.0f} s; Prefect within flows about {prefect:.0f} s; imports {imports:.0f} s\n"
+        f"orchestration {100 * share:.0f} % of the wall; with the imports {100 * (share + imports / wall):.0f} %"
     )
 
 

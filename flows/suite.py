@@ -43,6 +43,7 @@ class Running:
 
     environment: dict[str, str]
     processes: set[subprocess.Popen] = field(default_factory=set)
+    """Those whose output has not ended, each the leader of a group of processes."""
     stopping: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,20 +64,35 @@ class Running:
             self.processes.add(process)
         return process
 
+    def ended(self, process: subprocess.Popen) -> None:
+        """Its output has ended, so that none of its group is left."""
+        with self.lock:
+            self.processes.discard(process)
+
     def stop(self) -> None:
         """Interrupts all as Ctrl-C would, waits for them to save and leave, and kills what remains."""
         with self.lock:
             self.stopping = True
-            processes = list(self.processes)
-        for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGKILL, 5)):
-            for process in processes:
-                if process.poll() is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, number)
-            deadline = time.monotonic() + seconds
-            for process in processes:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.1, deadline - time.monotonic()))
+        again = set(self._left())
+        self._signal(again, signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        while (left := self._left()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            # DVC waits for its stage, but when interrupted just as it starts one, it leaves and the stage stays.
+            deserted = {process for process in left & again if process.poll() is not None}
+            again -= deserted
+            self._signal(deserted & self._left(), signal.SIGINT)
+        self._signal(self._left(), signal.SIGKILL)
+
+    def _left(self) -> set[subprocess.Popen]:
+        with self.lock:
+            return set(self.processes)
+
+    @staticmethod
+    def _signal(leaders: set[subprocess.Popen], number: int) -> None:
+        for leader in leaders:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader.pid, number)
 
 
 def read_plan(targets: list[str]) -> Plan:
@@ -134,6 +150,7 @@ def reproduce(name: str, running: Running, finished: "queue.Queue[str]") -> dict
                 outcome = _outcome(line) or outcome
                 if text := line.strip():
                     logger.info(text)
+        running.ended(process)
         if process.wait():
             raise PicoError(
                 f"stage {name} failed (status {process.returncode})", where=str(log), mend=f"dvc repro {name}"

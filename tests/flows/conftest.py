@@ -25,18 +25,35 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(lab: Path) -> Callable[[str, dict[str, Any]], Any]:
+def prefect_url(lab: Path) -> str:
+    """The address of the lab's Prefect."""
+    from flows.environment import live_prefect, read_record
+
+    url = live_prefect(read_record(lab) or {})
+    assert url is not None
+    return url
+
+
+@pytest.fixture
+def server(prefect_url: str) -> Iterator[None]:
+    """Flows that run in this process are seen by the lab's Prefect, and wait for it no longer when it has gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_url}):
+        yield
+        APILogWorker.drain_all()
+        EventsWorker.drain_all()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_url: str) -> Callable[[str, dict[str, Any]], Any]:
     """Asks the lab's Prefect: `prefect_api("flow_runs/filter", {...})`."""
     import httpx
 
-    from flows.environment import live_prefect, read_record
-
-    record = read_record(lab)
-    assert record is not None
-    url = live_prefect(record)
-
     def ask(path: str, body: dict[str, Any]) -> Any:
-        answer = httpx.post(f"{url}/{path}", json=body, timeout=30)
+        answer = httpx.post(f"{prefect_url}/{path}", json=body, timeout=30)
         answer.raise_for_status()
         return answer.json()
 

@@ -1,6 +1,5 @@
 """Stage `benchmark` as a flow: what it publishes, with Ray and without, undisturbed and resumed."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 import pico.evaluation.parts
 from flows.benchmark import benchmark
@@ -32,13 +30,6 @@ class InProcess(Stage):
 
     def ray(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A Prefect server for this module alone."""
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture

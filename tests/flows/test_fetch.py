@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from handmade_wheel import make_wheel
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Failed
-from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 
 from flows.downloads import another_try_may_succeed
@@ -25,13 +23,6 @@ from pico.data.wheels import DownloadError
 from pico.errors import PicoError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A Prefect server for this module alone."""
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """The launcher gives the dvc.lock of `dvc repro`, runs what it can, and says what it could not."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from lab_project import clean_environment, run_python
 from ruamel.yaml import YAML
 
-from flows.suite import Plan, lock_order, order_lock
+from flows.suite import Plan, Running, lock_order, order_lock
 
 GRAPH = """
 stages:
@@ -65,6 +67,27 @@ def test_entries_stay_where_they_were_and_new_ones_follow_in_plan_order(tmp_path
         YAML().dump({"schema": "2.0", "stages": entries}, file)
     order_lock(["gone", "old"], Plan(["a", "old", "b", "c"], {}), path)
     assert lock_order(path) == ["gone", "old", "a", "b", "c"]
+
+
+def test_a_stage_whose_dvc_has_left_is_interrupted_too() -> None:
+    """As when Ctrl-C comes between DVC's start of a command and its waiting for it."""
+    running = Running(dict(os.environ))
+    left = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"]
+    process = running.start([sys.executable, "-c", f"import subprocess; subprocess.Popen({left})"])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    process.wait(10)
+
+    def read() -> None:
+        assert process.stdout is not None
+        process.stdout.read()
+        running.ended(process)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    running.stop()
+    reader.join(10)
+    assert not reader.is_alive()
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_an_error_of_ours_comes_back_as_it_was(tokens, tmp_path):
 
 
 def test_two_workers_survive_the_death_of_one_and_then_of_the_other(tokens, tmp_path):
-    steps, checkpoints = 1000, Checkpoints(every=500, rescue_seconds=0.2)
+    steps, checkpoints = 500, Checkpoints(every=250, rescue_seconds=0.2)
     spec = dataclasses.replace(make_spec(workers=2, micro_batch_size=2, steps=steps), checkpoints=checkpoints)
     processes: dict[int, int] = {}
     killed: list[int] = []
