@@ -47,15 +47,20 @@ def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[st
     from ray.train.torch import TorchTrainer
 
     from pico.train.process_group import ProcessGroupConfig
+    from pico.train.workers import FixedWorkers
 
     base: Any = TorchTrainer
 
     class Trainer(base):
-        """Without two processes that every `fit` would start; see UNNEEDED_CALLBACKS."""
+        """Without the processes that a `fit` would start for others; see UNNEEDED_CALLBACKS and pico.train.workers."""
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if type(each).__name__ not in UNNEEDED_CALLBACKS]
+
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            settings["scaling_policy"] = FixedWorkers(self.scaling_config)
+            return super()._initialize_and_run_controller(**settings)
 
     use_gpu = _use_gpu(spec, ray)
     outcome = work / "outcome.json"

@@ -17,6 +17,12 @@ def test_every_scale_composes_and_fits() -> None:
         assert compose(REPOSITORY, name, [])[0].suite.scale == name
 
 
+def test_the_small_corpus_is_a_part_of_the_embedded_one() -> None:
+    small, embedded = (compose(REPOSITORY, scale, [])[0].corpus.sources for scale in ("smoke", "laptop"))
+    assert 1 < len(small) < len(embedded)
+    assert all(source in embedded for source in small)
+
+
 def test_the_bytes_are_those_of_dvc_exp_run(project: Path) -> None:
     def call(*command: str) -> None:
         subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True)
