@@ -181,6 +181,7 @@ def analyze(
     from pico.capture.analysis import DEFAULT_METRICS, analyze_place
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
+    from pico.report.any_model import write_pictures
 
     captured = tuple(modules.split(",")) if modules else MODULES
     if "residual" in components.split(","):
@@ -204,7 +205,7 @@ def analyze(
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
         lines = {what: shown.add_task(what, total=None) for what in ("capture", "measure")}
-        count = analyze_place(
+        made = analyze_place(
             place,
             settings,
             folder,
@@ -214,7 +215,11 @@ def analyze(
             files=[read_metric_file(path) for path in file or []],
             report=lambda what, done, total: shown.update(lines[what], completed=done, total=total),
         )
-    print(f"{folder} holds {count} values of {len(place.folders)} checkpoints of {name}")
+        drawing = shown.add_task("draw", total=None)
+        drawn = len(write_pictures(folder, made.run, name))
+        shown.update(drawing, completed=1, total=1)
+    print(f"{folder} holds {made.rows} values of {len(place.folders)} checkpoints of {name}")
+    print(f"{drawn} figures are in {folder}/figures; {folder}/explorer.html shows every value")
 
 
 def _plain(text: str) -> Any:

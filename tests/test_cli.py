@@ -93,7 +93,14 @@ def test_analyze_works_outside_a_project(tmp_path: Path, monkeypatch: pytest.Mon
     write_run(tmp_path / "tiny", steps=(0, 1))
     monkeypatch.chdir(tmp_path)
     result = pico("analyze", "tiny", "--metrics", "per,gini", "--components", "simple", "--layers", "0")
-    assert result.output == "analyzed/tiny holds 60 values of 2 checkpoints of tiny\n"
+    first, second = result.output.splitlines()
+    assert first == "analyzed/tiny holds 60 values of 2 checkpoints of tiny"
+    figures = sorted(path.stem for path in (tmp_path / "analyzed/tiny/figures").glob("*.svg"))
+    assert (
+        second == f"{len(figures)} figures are in analyzed/tiny/figures; analyzed/tiny/explorer.html shows every value"
+    )
+    assert figures == sorted(path.stem for path in (tmp_path / "analyzed/tiny/figures").glob("*.png"))
+    assert "heat-per-simple" in figures
     found = read_table(tmp_path / "analyzed" / "tiny").to_pylist()
     assert {(row["metric"], row["component"], row["layer"]) for row in found} == {
         ("per", "simple", 0),

@@ -1,6 +1,7 @@
 """`pico analyze`: from any checkpoints to the table that `dvc repro` makes of a run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pico.analysis.components import get_component
@@ -20,6 +21,17 @@ DEFAULT_METRICS = (
 ABOUT = "analysis.json"
 """Says what the table is of; it marks a folder as one that may be replaced."""
 
+
+@dataclass(frozen=True)
+class Analysed:
+    """What an analysis left."""
+
+    rows: int
+    """Of the table."""
+    run: Path
+    """The checkpoints that were measured, in pico's layout: the run itself, or what was captured of another model."""
+
+
 Report = Callable[[str, int, int], None]
 """Told (`capture` or `measure`, done, in all)."""
 
@@ -35,8 +47,8 @@ def analyze_place(
     files: Sequence[MetricFile] = (),
     root: Path = Path("runs"),
     report: Report | None = None,
-) -> int:
-    """Captures what is needed, measures it, and writes `out/step_*.parquet` (see pico.analysis.table); gives the rows.
+) -> Analysed:
+    """Captures what is needed, measures it, and writes `out/step_*.parquet` (see pico.analysis.table).
 
     Working state is below `root`: an interrupted analysis goes on there, and other metrics of the same checkpoints find
     their states captured. Raises PicoError for unknown names, for what cannot be read, and where `out` holds anything
@@ -76,7 +88,7 @@ def analyze_place(
             (out / stale).unlink()
         for path in written:
             write_atomic(out / path.name, path.read_bytes())
-    return int(read_table(out).num_rows)
+    return Analysed(int(read_table(out).num_rows), run)
 
 
 def _refuse_others(out: Path) -> None:

@@ -97,6 +97,8 @@ class Suite:
     gates: list[dict[str, Any]]
     models: list[Model]
     """In order of non-embedding parameters."""
+    batch: str
+    """The held-out batch whose activations are compared, in words for captions."""
 
     @cached_property
     def domains(self) -> list[str]:
@@ -124,13 +126,15 @@ class Suite:
 def gather(inputs: Inputs) -> Suite:
     """Reads all inputs. Raises PicoError naming a file that is missing or cannot be read."""
     models = [_read_model(paths, inputs.params.learning_dynamics.layers) for paths in inputs.models]
-    gates = read_json(inputs.gates)
+    gates, captured = read_json(inputs.gates), inputs.params.learning_dynamics
     return Suite(
         params=inputs.params,
         sources=read_json(inputs.sources),
         provenance=read_json(inputs.provenance),
         gates=gates["gates"] if isinstance(gates, dict) else gates,
         models=sorted(models, key=lambda model: (model.non_embedding_parameters, model.name)),
+        batch=f"a fixed held-out batch of {captured.batch_size} sequences at {captured.positions} positions each "
+        f"(n = {captured.batch_size * captured.positions} rows)",
     )
 
 

@@ -87,8 +87,10 @@ def dynamics_figures(painter: Painter) -> list[Figure]:
 def relative_change(painter: Painter) -> Figure | None:
     """How much the weights of each layer changed since the checkpoint before."""
     panels = []
+    modules: set[str] = set()
     for index, model in enumerate(painter.suite.models):
         grid = model.dynamics.grid("relative_change", "simple", "weights")
+        modules.update(model.dynamics.modules("relative_change", "simple", "weights"))
         if np.isfinite(grid.values).any():
             label = f"Relative change of the weights of {model.name}, by layer, over steps"
             panels.append(
@@ -101,7 +103,7 @@ def relative_change(painter: Painter) -> Figure | None:
         "Relative change of weights",
         "Frobenius norm of the difference to the preceding checkpoint, relative to that checkpoint's norm; the mean "
         "over the captured "
-        f"modules ({', '.join(painter.suite.params.learning_dynamics.layers)}) of a layer. Checkpoints are close "
+        f"modules ({', '.join(sorted(modules))}) of a layer. Checkpoints are close "
         f"together at "
         "first and far apart later, so part of the rise is the longer interval. One run a model.",
         panels,

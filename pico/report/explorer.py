@@ -79,7 +79,6 @@ def _columns(model: Model, names: dict[str, dict[Any, int]]) -> dict[str, Any]:
     missing += [[int(one), int(other), BEYOND] for one, other in np.argwhere(beyond)]
     return {
         "name": model.name,
-        "parameters": model.parameters,
         "steps": steps.tolist(),
         "series": {column: series[index].tolist() for index, column in enumerate(KEY)},
         "values": base64.b64encode(narrow.tobytes()).decode(),

@@ -36,8 +36,8 @@ def cka_to_final(painter: Painter) -> Figure | None:
         "cka",
         "Similarity to the final representation",
         f"{'Debiased linear' if metric == 'debiased_cka' else 'Linear'} CKA (centred kernel alignment) between the "
-        f"activations of each checkpoint and those of the last one, by layer, on {_batch(painter)}. 1: the same up to "
-        f"rotation and scale. {_null(metric)} Steps are logarithmic; one run a model.",
+        f"activations of each checkpoint and those of the last one, by layer, on {painter.suite.batch}. 1: the same up "
+        f"to rotation and scale. {_null(metric)} Steps are logarithmic; one run a model.",
         _panels(painter, "cka", metric, modules_of(painter, metric)),
         legend="layers",
         columns=painter.columns,
@@ -52,7 +52,7 @@ def linear_cka_to_final(painter: Painter) -> Figure | None:
     return Figure(
         "cka-linear",
         "The same without debiasing",
-        f"Linear CKA, as it is usually given, of {modules[-1]} to the last checkpoint, on {_batch(painter)}. "
+        f"Linear CKA, as it is usually given, of {modules[-1]} to the last checkpoint, on {painter.suite.batch}. "
         f"{_null('linear_cka')} Steps are logarithmic; one run a model.",
         _panels(painter, "cka-linear", "linear_cka", modules[-1:]),
         legend="layers",
@@ -96,7 +96,7 @@ def _squares(painter: Painter, key: str, title: str, what: str, panels: list[Pan
     return Figure(
         key,
         title,
-        f"CKA between {what}, on {_batch(painter)}. One colour scale from 0 to 1; grey: not defined. Independent "
+        f"CKA between {what}, on {painter.suite.batch}. One colour scale from 0 to 1; grey: not defined. Independent "
         "representations give about 0 where CKA is debiased. One run a model.",
         panels,
         legend="",
@@ -134,11 +134,3 @@ def _null(metric: str) -> str:
             "features, so well over 0 where a layer is wide."
         )
     return "The dashed line at 0 is what independent representations give."
-
-
-def _batch(painter: Painter) -> str:
-    dynamics = painter.suite.params.learning_dynamics
-    return (
-        f"a fixed held-out batch of {dynamics.batch_size} sequences at {dynamics.positions} positions each "
-        f"(n = {dynamics.batch_size * dynamics.positions} rows)"
-    )

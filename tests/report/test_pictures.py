@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
+from synthetic_runs import write_run
 
 from pico.analysis import independence_null
 from pico.analysis.convergence import Settling
+from pico.analysis.engine import analyze_run
+from pico.report.any_model import write_pictures
 from pico.report.behaviour import scores_against_loss
 from pico.report.convergence import sentence
 from pico.report.data import Suite
@@ -214,3 +218,22 @@ def test_the_sentence_follows_the_numbers() -> None:
         [summary("tiny", 0.3, 0), summary("mid", 0.6, 0), summary("large", 0.5, 0)], 0.9
     )
     assert "nothing to compare" in sentence([summary("only", 0.3, 0)], 0.9)
+
+
+@pytest.mark.parametrize("steps", [(5,), (0, 1, 2, 4)], ids=["one checkpoint", "four"])
+def test_any_model_has_the_pictures_that_its_table_is_enough_for(tmp_path: Path, steps: tuple[int, ...]) -> None:
+    write_run(tmp_path / "run", steps=steps)
+    metrics = ["debiased_cka", "per", "relative_change", "frobenius_norm"]
+    analyze_run(tmp_path / "run", "given", metrics, ["simple"], tmp_path / "table")
+    shutil.copytree(tmp_path / "table", tmp_path / "again")
+    drawn = write_pictures(tmp_path / "table", tmp_path / "run", "given")
+    over_steps = ["change", "stability"] if len(steps) > 1 else []
+    assert sorted(drawn) == sorted(["cka", "heat-per-simple", "spectra", *over_steps])
+    files = {path.name for path in (tmp_path / "table" / "figures").iterdir()}
+    assert files == {f"{key}.{kind}" for key in drawn for kind in ("svg", "png")}
+    text = "".join(path.read_text() for path in (tmp_path / "table" / "figures").glob("*.svg"))
+    assert "n = 32 rows" in text
+    write_pictures(tmp_path / "again", tmp_path / "run", "given")
+    for name in files:
+        assert (tmp_path / "table/figures" / name).read_bytes() == (tmp_path / "again/figures" / name).read_bytes()
+    assert (tmp_path / "table/explorer.html").read_bytes() == (tmp_path / "again/explorer.html").read_bytes()
