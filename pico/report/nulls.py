@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 from pico.analysis import METRICS, independence_null
-from pico.analysis.registry import Undefined
+from pico.errors import PicoError
 
 DRAWS = 5
 SAMPLED = 2**20
@@ -30,5 +30,5 @@ def null_level(metric: str, n: int, p: int) -> float | None:
         return None
     try:
         return float(independence_null(metric, n, p, draws=DRAWS).mean())
-    except Undefined:  # the metric itself refuses data of this shape
+    except PicoError:  # the metric itself refuses data of this shape
         return None
