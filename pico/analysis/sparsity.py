@@ -1,5 +1,7 @@
 """Metrics of how unequal the entries, or the features, of one matrix are. All are unchanged by its scale."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from pico.analysis.limits import require
@@ -18,7 +20,13 @@ def gini(x: Matrix) -> float:
     count, total = len(magnitudes), float(magnitudes.sum(dtype=np.float64))
     if total == 0:
         raise Undefined("zero")
-    return float(np.dot(np.arange(1 - count, count, 2, dtype=np.float64), magnitudes)) / (count * total)
+    return float(np.dot(_places(count), magnitudes)) / (count * total)
+
+
+@lru_cache(maxsize=2)  # the same for all heads of a layer
+def _places(count: int) -> Array:
+    """(count,): 2i - count - 1 for i from 1."""
+    return np.arange(1 - count, count, 2, dtype=np.float64)
 
 
 @metric(
