@@ -190,7 +190,7 @@ def _lower(array: Array) -> Array:
     exponent = int(np.frexp(largest)[1])
     unit = shifted(array, -exponent)
     try:
-        return shifted(np.linalg.cholesky(unit @ unit.T), exponent)
+        return shifted(np.asarray(np.linalg.cholesky(unit @ unit.T), np.float64), exponent)
     except np.linalg.LinAlgError:  # of lower rank
         return triangle(array.T).T
 
