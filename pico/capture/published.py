@@ -3,7 +3,8 @@
     config.json model.safetensors tokenizer.json
     learning_dynamics/{train,val}_{activations,gradients}.pt    module name -> tensor
 
-The .pt files are read with torch.load(weights_only=True), which unpickles nothing but tensors.
+The published states exist as .pt files only. They are read by torch's restricted unpickler (weights_only=True), which
+runs no code; whatever is not a mapping of names to tensors is refused. A test holds it to that with a hostile file.
 """
 
 import re
