@@ -1,4 +1,4 @@
-"""Stage `prepare`: tokenizer, held-out sets, packed and shuffled token shards."""
+"""Stage `prepare`: cleaning, tokenizer, held-out sets, packed and shuffled token shards."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +18,9 @@ DOCUMENTS, TOKENS, ACCOUNT = Path("data/documents"), Path("data/tokens"), Path("
 RAY_BYTES = 2**30
 """Text from which Ray is worth its start-up; below, the tokenizer's own threads have finished sooner."""
 
+SAID = 0.1
+"""Share of the work between two lines in a log."""
+
 
 def prepare(stage: Stage) -> None:
     params = stage.params
@@ -30,6 +33,7 @@ def prepare(stage: Stage) -> None:
             DOCUMENTS,
             TOKENS,
             tokenizer=params.tokenizer,
+            cleaning=params.cleaning,
             packing=params.packing,
             vocab_size=params.model.vocab_size,
             step=task,
@@ -38,9 +42,9 @@ def prepare(stage: Stage) -> None:
     write_json(ACCOUNT, account)
     total = account["total"]
     stage.logger.info(
-        "%s documents (%s exact duplicates dropped), %s tokens, %s training rows of %s",
-        f"{total['documents']:,}", f"{total['duplicates_dropped']:,}", f"{total['tokens']:,}",
-        f"{total['train_rows']:,}", account["row_tokens"],
+        "%s documents (dropped: %s), %s tokens, %s training rows of %s",
+        f"{total['documents']:,}", _reasons(total), f"{total['tokens']:,}", f"{total['train_rows']:,}",
+        account["row_tokens"],
     )  # fmt: skip
     stage.table("prepare-domains", _table(account), "What became of each domain")
     stage.link("prepare-tokens", TOKENS, "Tokenizer, shards and held-out rows")
@@ -52,9 +56,10 @@ def _table(account: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "domain": domain,
             "documents": entry["documents"],
-            "duplicates dropped": entry["duplicates_dropped"],
+            "dropped": _reasons(entry),
             "tokens": entry["tokens"],
             "bytes per token": round(entry["bytes_per_token"], 3),
+            "repetitions": round(entry["repetitions"], 3) if "repetitions" in entry else None,
             "held-out rows": entry["heldout_rows"],
             "unigram bits per byte": round(account["unigram"].get(domain, float("nan")), 3),
         }
@@ -62,25 +67,35 @@ def _table(account: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _reasons(entry: dict[str, Any]) -> str:
+    """What documents were dropped for, and how many."""
+    counts = {"exact duplicates": entry["duplicates_dropped"], "sampled out": entry["sampled_out"], **entry["dropped"]}
+    return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items() if number) or "none"
+
+
 @contextmanager
 def _progress(stage: Stage, size: int) -> Iterator[Callable[[float], None]]:
-    """A bar on the terminal, and Prefect's progress artifact; told the fraction of the text that is tokenized."""
+    """A bar on the terminal, and Prefect's progress artifact; told the fraction of the work that is done."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = TextColumn("tokenizing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    columns = TextColumn("preparing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with (
-        stage.progress("prepare", "Tokenizing") as artifact,
+        stage.progress("prepare", "Preparing the text") as artifact,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
-        line = bar.add_task("tokenizing", total=size)
+        line = bar.add_task("preparing", total=size)
+
+        said = 0.0
 
         def update(fraction: float) -> None:
+            nonlocal said
             bar.update(line, completed=int(fraction * size))
             artifact(fraction)
-            if not console.is_terminal:
-                stage.logger.info("tokenized %.0f of %.0f MB", fraction * size / 1e6, size / 1e6)
+            if not console.is_terminal and fraction - said >= SAID:
+                stage.logger.info("prepared %.0f of %.0f MB", fraction * size / 1e6, size / 1e6)
+                said = fraction
 
         yield update
 

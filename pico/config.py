@@ -18,6 +18,7 @@ from pico.sections import (
     Benchmarks,
     BenchmarkTask,
     Checkpoints,
+    Cleaning,
     Corpus,
     Evaluation,
     Export,
@@ -45,6 +46,7 @@ __all__ = [
     "BenchmarkTask",
     "Benchmarks",
     "Checkpoints",
+    "Cleaning",
     "Corpus",
     "Evaluation",
     "Export",
@@ -80,6 +82,7 @@ class Params(Section):
     """Of the initial weights and of the order of the epochs after the first."""
     corpus: Corpus
     tokenizer: Tokenizer
+    cleaning: Cleaning
     packing: Packing
     gates: Gates
     model: Model

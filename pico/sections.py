@@ -118,6 +118,38 @@ class Tokenizer(Section):
         return self
 
 
+class Cleaning(Section):
+    """What is done to documents before they become tokens; all that are dropped are counted by reason and domain."""
+
+    unicode: Literal["none", "NFC", "NFKC", "ftfy"]
+    """Normal form of the text. `ftfy` also repairs text that was decoded with the wrong table."""
+    verbatim_domains: list[str]
+    """Domains whose text is kept to the byte, such as code: not normalised, nothing taken out, no language filter."""
+    min_document_bytes: Positive
+    """Shorter documents are dropped."""
+    max_document_bytes: Positive | None
+    """Longer documents are dropped; null for none."""
+    max_control_fraction: Fraction
+    """Documents with a larger share of control and replacement characters are dropped."""
+    min_letter_fraction: Fraction
+    """Documents with a smaller share of letters and digits among their visible characters are dropped."""
+    near_duplicates: Literal["drop", "keep", "ignore"]
+    """`drop`: of near-duplicates the first is kept. `keep`: all are, on one side of the held-out split. `ignore`: they
+    are not looked for."""
+    similarity: float = Field(gt=0, le=1)
+    """Jaccard similarity of their shingles from which documents are near-duplicates, as estimated by MinHash."""
+    shingle_words: Positive
+    """Words of a shingle."""
+    permutations: Positive
+    """Of a MinHash signature; the standard error of a similarity of 0.8 is 0.035 with 128."""
+    languages: list[str] | None
+    """ISO 639-1 codes of the languages that are kept, as py3langid's model tells them; null for all."""
+    redact: list[Literal["email", "phone", "key"]]
+    """What is replaced by `<email>`, `<phone>`, `<key>`: addresses, telephone numbers, private and access keys."""
+    phone_region: str = Field(pattern="^[A-Z]{2}$")
+    """The country whose numbers are recognised without their country code."""
+
+
 class Packing(Section):
     """How tokens become rows."""
 
@@ -129,6 +161,12 @@ class Packing(Section):
     """At most this many held-out rows a domain are kept."""
     max_domain_bytes: Positive | None
     """Of a domain with more UTF-8 text, a random sample of documents of this size is used; null for all of it."""
+    mixture: dict[str, Annotated[float, Field(ge=0)]] | None
+    """Share of the training tokens by domain, in any unit; null for the sizes that the domains have."""
+    max_repetitions: float = Field(gt=0)
+    """With `mixture`, how often the documents of the scarcest domain are seen; the other domains follow from it."""
+    tinsy_rows: Positive
+    """At most this many of a domain's held-out rows make the fixed small set for learning dynamics."""
     rows_per_shard: Positive
     """Rows of one Parquet file; the published data set has 20,480."""
     seed: int

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pico.files import write_json
-from pico.sections import Packing, Tokenizer
+from pico.sections import Cleaning, Packing, Tokenizer
 
 BPE = Tokenizer(kind="bpe", vocab_size=300)
 
@@ -17,9 +17,26 @@ BPE = Tokenizer(kind="bpe", vocab_size=300)
 def packing(**changes) -> Packing:
     values = {
         "seq_len": 16, "heldout_fraction": 0.1, "heldout_rows": 6, "rows_per_shard": 50, "seed": 1,
-        "tokenizer_sample_bytes": 20_000, "max_domain_bytes": None,
+        "tokenizer_sample_bytes": 20_000, "max_domain_bytes": None, "mixture": None, "max_repetitions": 1.0,
+        "tinsy_rows": 2,
     }  # fmt: skip
     return Packing(**(values | changes))
+
+
+def cleaning(**changes) -> Cleaning:
+    """As it is shipped."""
+    values = {
+        "unicode": "NFC", "verbatim_domains": ["code"], "min_document_bytes": 1, "max_document_bytes": None,
+        "max_control_fraction": 0.02, "min_letter_fraction": 0.2, "near_duplicates": "drop", "similarity": 0.8,
+        "shingle_words": 5, "permutations": 128, "languages": None, "redact": [], "phone_region": "US",
+    }  # fmt: skip
+    return Cleaning(**(values | changes))
+
+
+def plain(**changes) -> Cleaning:
+    """Nothing is cleaned."""
+    values = {"unicode": "none", "max_control_fraction": 1.0, "min_letter_fraction": 0.0, "near_duplicates": "ignore"}
+    return cleaning(**(values | changes))
 
 
 def made_up(n: int, seed: int, words: int = 40) -> list[str]:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 
-def unigram_bits(rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Bits of each id, float64 (vocab_size,), under add-one counts of all ids of the training rows (Laplace)."""
-    counts = np.bincount(rows.reshape(-1), minlength=vocab_size).astype(np.float64) + 1.0
-    return np.log2(counts.sum()) - np.log2(counts)
+def unigram_bits(counts: np.ndarray) -> np.ndarray:
+    """Bits of each id, float64 (vocab_size,), from how often each occurs in the training rows, add one (Laplace)."""
+    smoothed = counts.astype(np.float64) + 1.0
+    return np.log2(smoothed.sum()) - np.log2(smoothed)
 
 
 def bits_per_byte(bits: np.ndarray, heldout: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:

@@ -153,11 +153,11 @@ def _mean_gates(gates: Gates) -> list[Gate]:
 
 
 def _count_gates(gates: Gates, total: dict[str, Any]) -> list[Gate]:
-    distinct = total["documents"] + total["sampled_out"]
+    distinct = total["documents"] + total["sampled_out"] + sum(total["dropped"].values())
     return [
         _between("documents.count", "documents of distinct text", "distinct_documents", gates.min_documents, None,
                  "gates.min_documents"),
-        _between("documents.deduplicated", "documents of distinct text are those tokenized and those sampled out",
+        _between("documents.deduplicated", "documents of distinct text: tokenized, dropped, or sampled out",
                  "distinct_documents", distinct, distinct, ""),
     ]  # fmt: skip
 
@@ -196,7 +196,7 @@ def _mix_gates(gates: Gates) -> list[Gate]:
 
 
 def _total_gates(gates: Gates, total: dict[str, Any]) -> list[Gate]:
-    ended = total["train_documents"] - total["tail_documents_dropped"]
+    ended = total["seen_documents"] - total["tail_documents_dropped"]
     return [
         _between("tokens.train_rows", "training rows", "train_rows", gates.min_train_rows, None,
                  "gates.min_train_rows"),

@@ -92,14 +92,14 @@ def _epoch_order(epoch: int, n_rows: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed % 2**64, epoch])).permutation(n_rows)
 
 
-def heldout_rows(tokens: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The held-out rows below `data/tokens/`, by domain in alphabetical order.
+def heldout_rows(tokens: Path, part: str = "heldout") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The held-out rows below `data/tokens/`, by domain in alphabetical order; `part` "tinsy": the fixed few of them.
 
     Each: `input_ids` int32 (rows, row_len), and `n_bytes` int64 (rows,), the UTF-8 bytes of the row's targets.
     """
-    paths = sorted((Path(tokens) / "heldout").glob("*.parquet"))
+    paths = sorted((Path(tokens) / part).glob("*.parquet"))
     if not paths:
-        raise PicoError(f"{Path(tokens) / 'heldout'} holds no held-out rows", mend=MEND)
+        raise PicoError(f"{Path(tokens) / part} holds no held-out rows", mend=MEND)
     found = {}
     for path in paths:
         table = _open(path, columns=["input_ids", "n_bytes"]).read(use_threads=False)

@@ -3,7 +3,6 @@
 The layout is that of the published pre-tokenized data set: column `input_ids`, shards `train-00000-of-000NN.parquet`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,11 @@ WRITE: dict[str, Any] = {
 """Options that make equal tables equal bytes."""
 
 
+def shard_name(number: int, count: int) -> str:
+    """`train-00000-of-00003.parquet`"""
+    return f"train-{number:05d}-of-{count:05d}.parquet"
+
+
 def row_group_rows(row_len: int) -> int:
     """Rows of a Parquet row group, the unit that the loader decodes: about half a megabyte whatever the row length."""
     return max(1, 2**17 // row_len)
@@ -31,49 +35,26 @@ def shuffled(n: int, seed: int, purpose: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed % 2**64, purpose])).permutation(n)
 
 
-def join(tokens: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The documents of `tokens` (int32, one after another, `lengths` ids each) in another order; int32."""
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else np.zeros(0, np.int64)
-    joined = np.empty(int(lengths[order].sum()), np.int32)
-    end = 0
-    for start, length in zip(starts[order].tolist(), lengths[order].tolist(), strict=True):
-        joined[end : end + length] = tokens[start : start + length]
-        end += length
-    return joined
+def segments(starts: np.ndarray, lengths: np.ndarray, row_len: int) -> tuple[np.ndarray, ...]:
+    """How documents joined into one stream of ids are cut by rows of `row_len`.
 
-
-def cut(tokens: np.ndarray, row_len: int) -> np.ndarray:
-    """The whole rows in `tokens`: (rows, row_len), a view. What is left over is less than one row."""
-    rows = len(tokens) // row_len
-    return tokens[: rows * row_len].reshape(rows, row_len)
-
-
-def pack(tokens: np.ndarray, lengths: np.ndarray, *, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows in training order, (rows, seq_len + 1) int32, and the tail ids that fill no row.
-
-    `tokens`: the documents one after another, each with its EOS; `lengths`: ids of each, EOS counted. Documents are
-    shuffled and joined across domains, rows are cut, and rows are shuffled: each a pure function of `seed`.
+    `starts`: where each document begins in the stream; `lengths`: its ids, EOS counted. Gives five int64 arrays, one
+    entry a segment, in the order of the stream: which document; its row; its place in the row; where in the document it
+    begins; its length. The segments of a row fill it without gaps, but for the last row.
     """
-    joined = join(tokens, lengths, shuffled(len(lengths), seed, 0))
-    rows = cut(joined, seq_len + 1)
-    return rows[shuffled(len(rows), seed, 1)], joined[rows.size :]
+    first, last = starts // row_len, (starts + lengths - 1) // row_len
+    counts = last - first + 1
+    document = np.repeat(np.arange(len(starts)), counts)
+    row = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts) + first[document]
+    begin = np.maximum(starts[document], row * row_len)
+    end = np.minimum((starts + lengths)[document], (row + 1) * row_len)
+    return document, row, begin - row * row_len, begin - starts[document], end - begin
 
 
-def write_shards(
-    rows: np.ndarray, folder: Path, rows_per_shard: int, progress: Callable[[float], None] = lambda fraction: None
-) -> list[Path]:
-    """Writes `train-00000-of-000NN.parquet` and so on; gives the paths in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = -(-len(rows) // rows_per_shard)
-    paths = []
-    for shard in range(count):
-        path = folder / f"train-{shard:05d}-of-{count:05d}.parquet"
-        part = rows[shard * rows_per_shard : (shard + 1) * rows_per_shard]
-        table = pa.table({"input_ids": rows_array(part)})
-        pq.write_table(table, path, row_group_size=row_group_rows(rows.shape[1]), **WRITE)
-        paths.append(path)
-        progress((shard + 1) / count)
-    return paths
+def write_rows(path: Path, rows: np.ndarray) -> None:
+    """Writes rows, int (n, seq_len + 1), as one shard: column `input_ids`."""
+    table = pa.table({"input_ids": rows_array(rows)})
+    pq.write_table(table, path, row_group_size=row_group_rows(rows.shape[1]), **WRITE)
 
 
 def rows_array(rows: np.ndarray) -> pa.ListArray:

@@ -1,169 +1,122 @@
-"""What is known of the documents before they become tokens: which are distinct, sampled, held out; and their texts."""
+"""Which documents are worked on at all: the first of each text, and of large domains a random sample."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pico.data.heldout import held_out
-from pico.errors import PicoError
-from pico.files import read_json
+from pico.data.work import Block, Progress, Work, write_table
 
 
-@dataclass
-class Documents:
-    """What is known of the documents of one source, in reading order; their texts stay in the file."""
+class Fate(IntEnum):
+    """What becomes of a document. All but the first two are reasons for which it was dropped."""
 
-    source: str
-    domain: str
-    path: Path
-    ids: np.ndarray
-    """Of str objects."""
-    n_bytes: np.ndarray
-    """UTF-8 bytes of each, int64."""
-    distinct: np.ndarray
-    """Which are the first of their text over all sources, bool."""
-    kept: np.ndarray
-    """Which of those are within the domain's share, and so become tokens, bool."""
-    heldout: np.ndarray
-    """Which are held out (among those kept), bool."""
-    group_ends: np.ndarray = field(repr=False)
-    """The end of each row group of the file, as a document number."""
-
-    @property
-    def train(self) -> np.ndarray:
-        """Which are trained on, bool."""
-        return self.kept & ~self.heldout
+    TRAIN = 0
+    HELDOUT = 1
+    DUPLICATE = 2
+    """Of the same text as an earlier one."""
+    SAMPLED_OUT = 3
+    """Beyond `packing.max_domain_bytes`."""
+    SHORT = 4
+    LONG = 5
+    CONTROL = 6
+    """Too many control and replacement characters."""
+    LETTERS = 7
+    """Too few letters and digits."""
+    LANGUAGE = 8
+    CLEANED_DUPLICATE = 9
+    """Of the same text as an earlier one, after cleaning."""
+    NEAR_DUPLICATE = 10
 
 
-def survey(documents: Path, heldout_fraction: float, max_domain_bytes: int | None = None) -> list[Documents]:
-    """Reads ids and lengths of all documents, in the order of sources.json, and decides what each is for.
+DROPPED = [fate for fate in Fate if fate > Fate.SAMPLED_OUT]
+"""What cleaning and near-deduplication drop documents for."""
 
-    Of documents with the same text the first is kept; the rest are dropped. Of a domain with more than
-    `max_domain_bytes` of text a random sample of documents is kept.
+
+def survey(work: Work, blocks: Sequence[Block], max_domain_bytes: int | None, progress: Progress) -> Path:
+    """Gives the file of fates (uint8, one a document, in reading order): TRAIN, DUPLICATE or SAMPLED_OUT.
+
+    Of documents with the same text the first is kept. Of a domain with more than `max_domain_bytes` of text a random
+    sample of documents is kept, in the order of their hashes' last digits: the first digits decide what is held out, so
+    that the two choices are independent.
     """
-    seen: set[str] = set()
-    surveyed = [_survey_source(documents, entry, seen) for entry in read_json(documents / "sources.json")]
-    for domain in sorted({documents.domain for documents in surveyed}):
-        parts = [part for part in surveyed if part.domain == domain]
+    (work.folder / "index").mkdir(exist_ok=True)
+    domains = {domain: number for number, domain in enumerate(sorted({block.domain for block in blocks}))}
+    calls = [(block, domains[block.domain]) for block in blocks]
+    work.each("index", index_block, calls, progress, [block.rows for block in blocks])
+
+    def choose(folder: Path) -> None:
+        fates = new_array(folder / "fates", np.uint8, blocks)
+        last = None
+        for batch in work.sorted("index", "doc, hi, lo", "hi, lo, doc"):
+            repeated, last = repeats(batch, ("hi", "lo"), last)
+            fates[batch["doc"][repeated]] = Fate.DUPLICATE
         if max_domain_bytes is not None:
-            _sample(parts, max_domain_bytes)
-        kept = [identity for part in parts for identity, keep in zip(part.ids, part.kept, strict=True) if keep]
-        if len(kept) < 2:
-            raise PicoError(
-                f"domain {domain!r} has {len(kept)} documents after exact deduplication and sampling; "
-                "it needs at least 2, one to train on and one to hold out",
-                where=f"{documents}: {', '.join(part.path.name for part in parts)}",
-                mend="give it more documents (cut a long one into files), raise packing.max_domain_bytes, "
-                "or take it out of corpus.sources",
-            )
-        chosen, start = held_out(kept, heldout_fraction), 0
-        if chosen.all():
-            raise PicoError(
-                f"all {len(kept)} documents of domain {domain!r} are held out: none is left to train on",
-                where=f"params.yaml: packing.heldout_fraction = {heldout_fraction}",
-                mend="lower packing.heldout_fraction, or give the domain more documents",
-            )
-        for part in parts:
-            end = start + int(part.kept.sum())
-            part.heldout[part.kept] = chosen[start:end]
-            start = end
-    return surveyed
+            totals = np.zeros(len(domains), np.int64)
+            for batch in work.sorted("index", "domain, doc, n_bytes", "domain, lo, hi, doc"):
+                distinct = fates[batch["doc"]] != Fate.DUPLICATE
+                for domain in np.unique(batch["domain"]):
+                    here = distinct & (batch["domain"] == domain)
+                    running = totals[domain] + np.cumsum(batch["n_bytes"][here])
+                    fates[batch["doc"][here][running > max_domain_bytes]] = Fate.SAMPLED_OUT
+                    totals[domain] = running[-1] if len(running) else totals[domain]
+        fates.flush()
+
+    return work.once("chosen", choose) / "fates"
 
 
-def sample_texts(surveyed: Sequence[Documents], sample_bytes: int) -> list[str]:
-    """Training texts of `sample_bytes` in all, each domain's share that of its bytes.
+def index_block(work: Work, block: Block, domain: int) -> None:
+    """Writes what sorting needs to know of the documents of a block: `doc`, `domain`, `hi`, `lo`, `n_bytes`.
 
-    Within a domain the lowest ids come first: hashes, so a random sample, and the same whatever the order of sources.
+    `hi` and `lo` are the first and the last eight bytes of the hash.
     """
-    total = sum(int(part.n_bytes[part.train].sum()) for part in surveyed)
-    chosen: dict[int, dict[int, int]] = {number: {} for number in range(len(surveyed))}  # part -> document -> bytes
-    for domain in sorted({part.domain for part in surveyed}):
-        candidates = [
-            (part.ids[document], number, int(document))
-            for number, part in enumerate(surveyed)
-            if part.domain == domain
-            for document in np.flatnonzero(part.train)
-        ]
-        candidates.sort()
-        domain_bytes = sum(int(surveyed[number].n_bytes[document]) for _, number, document in candidates)
-        budget = -(-sample_bytes * domain_bytes // total) if total else 0
-        for _, number, document in candidates:
-            if budget <= 0:
-                break
-            size = min(budget, int(surveyed[number].n_bytes[document]))
-            chosen[number][document] = size
-            budget -= size
-    texts = []
-    for number, part in enumerate(surveyed):
-        wanted = sorted(chosen[number])
-        for document, text in zip(wanted, _texts(part, np.asarray(wanted, np.int64)), strict=True):
-            texts.append(text.encode()[: chosen[number][document]].decode(errors="ignore"))
-    return texts
+    table = block.read(["id", "text"])
+    hi, lo = halves(table["id"].to_pylist())
+    columns = {
+        "doc": np.arange(block.first, block.first + block.rows),
+        "domain": np.full(block.rows, domain, np.int32),
+        "hi": hi,
+        "lo": lo,
+        "n_bytes": pc.binary_length(table["text"]).to_numpy().astype(np.int64),
+    }
+    write_table(work.file("index", block.number), pa.table(columns))
 
 
-def _sample(parts: Sequence[Documents], max_bytes: int) -> None:
-    """Keeps documents of one domain up to `max_bytes` of text, in the order of their hashes' last digits.
-
-    The last, because the first digits decide what is held out: the two choices are independent.
-    """
-    order = sorted(
-        (identity[::-1], number, document)
-        for number, part in enumerate(parts)
-        for document, identity in enumerate(part.ids)
-        if part.distinct[document]
-    )
-    total = 0
-    for _, number, document in order:
-        total += int(parts[number].n_bytes[document])
-        parts[number].kept[document] = total <= max_bytes
+def halves(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The first and last eight bytes of hashes in hex, as uint64."""
+    words = words_of(ids)
+    return words[:, 0].copy(), words[:, 3].copy()
 
 
-def _survey_source(documents: Path, entry: dict[str, Any], seen: set[str]) -> Documents:
-    path = documents / f"{entry['name']}.parquet"
-    try:
-        file = pq.ParquetFile(path)
-        columns = ["id", "text"]  # `select` too, because pyarrow passes over a column that is not there
-        tables = [file.read_row_group(group, columns).select(columns) for group in range(file.num_row_groups)]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise PicoError(f"the documents of source {entry['name']!r} cannot be read: {error}", where=str(path),
-                        mend="run: dvc repro fetch") from error  # fmt: skip
-    ids: list[str] = []
-    sizes = [np.zeros(0, np.int64)]
-    for table in tables:
-        ids += table["id"].to_pylist()
-        sizes.append(pc.binary_length(table["text"]).to_numpy().astype(np.int64))
-    distinct = np.zeros(len(ids), bool)
-    for number, identity in enumerate(ids):
-        if identity not in seen:
-            seen.add(identity)
-            distinct[number] = True
-    return Documents(
-        source=entry["name"],
-        domain=entry["domain"],
-        path=path,
-        ids=np.array(ids, dtype=object),
-        n_bytes=np.concatenate(sizes),
-        distinct=distinct,
-        kept=distinct.copy(),
-        heldout=np.zeros(len(ids), bool),
-        group_ends=np.cumsum([table.num_rows for table in tables], dtype=np.int64),
-    )
+def words_of(ids: Sequence[str]) -> np.ndarray:
+    """Hashes in hex as four uint64 each, most significant first: (n, 4)."""
+    return np.frombuffer(bytes.fromhex("".join(ids)), ">u8").reshape(-1, 4).astype(np.uint64)
 
 
-def _texts(part: Documents, wanted: np.ndarray) -> list[str]:
-    """The texts of these documents (ascending numbers); row groups that hold none of them are not read."""
-    texts: list[str] = []
-    file, start = pq.ParquetFile(part.path), 0
-    for group, end in enumerate(part.group_ends.tolist()):
-        here = wanted[(wanted >= start) & (wanted < end)] - start
-        if len(here):
-            column = file.read_row_group(group, columns=["text"])["text"]
-            texts += column.take(pa.array(here, pa.int64())).to_pylist()
-        start = end
-    return texts
+def repeats(
+    batch: dict[str, np.ndarray], keys: Sequence[str], last: tuple | None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Which rows of a sorted batch have the keys of the row before (`last`: before the batch); and the last keys."""
+    same = np.ones(len(batch[keys[0]]), bool)
+    same[0] = last is not None and all(batch[key][0] == value for key, value in zip(keys, last, strict=True))
+    for key in keys:
+        same[1:] &= batch[key][1:] == batch[key][:-1]
+    return same, tuple(batch[key][-1] for key in keys)
+
+
+def new_array(path: Path, kind: type, blocks: Sequence[Block]) -> np.memmap:
+    """An array on disk with an entry a document, all zero."""
+    return np.memmap(path, kind, "w+", shape=(max(1, documents_of(blocks)),))
+
+
+def documents_of(blocks: Sequence[Block]) -> int:
+    """How many documents there are."""
+    return blocks[-1].first + blocks[-1].rows if blocks else 0
+
+
+def read_fates(path: Path, block: Block) -> np.ndarray:
+    """The fates of a block's documents."""
+    return np.fromfile(path, np.uint8, block.rows, offset=block.first)

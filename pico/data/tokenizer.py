@@ -181,15 +181,33 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], eos_id: int) -
 
 def token_bytes(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """How many UTF-8 bytes of text each id stands for: int64, (vocab_size,); special tokens stand for none."""
-    sizes = np.zeros(tokenizer.get_vocab_size(), np.int64)
-    added = tokenizer.get_added_tokens_decoder()
-    for token, index in tokenizer.get_vocab().items():
-        # A byte-level entry spells each byte as one letter; an added token is kept as the text that it matches.
-        sizes[index] = len(token) if index not in added else len(token.encode())
-    for index, entry in added.items():
-        if entry.special:
-            sizes[index] = 0
-    return sizes
+    return TokenBytes(tokenizer).sizes
+
+
+class TokenBytes:
+    """The UTF-8 bytes that each id stands for: what a byte-level tokenizer is, read backwards."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        values = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        pieces = [b""] * tokenizer.get_vocab_size()
+        added = tokenizer.get_added_tokens_decoder()
+        for token, index in tokenizer.get_vocab().items():
+            # A byte-level entry spells each byte as one letter; an added token is kept as the text that it matches.
+            if index not in added:
+                pieces[index] = bytes(values[letter] for letter in token)
+            elif not added[index].special:
+                pieces[index] = token.encode()
+        self.sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        """Bytes of each id, int64 (vocab_size,); special tokens stand for none."""
+        self._flat = np.frombuffer(b"".join(pieces), np.uint8)
+        self._starts = np.cumsum(self.sizes) - self.sizes
+
+    def text(self, ids: np.ndarray) -> np.ndarray:
+        """The bytes of all ids, one after another: uint8."""
+        sizes = self.sizes[ids]
+        ends = np.cumsum(sizes)
+        total = int(ends[-1]) if len(ends) else 0
+        return self._flat[np.repeat(self._starts[ids] - ends + sizes, sizes) + np.arange(total)]
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ class Batches:
         self.spec = spec
         self.train = TokenRows(tokens / "train")
         self.heldout = {domain: rows for domain, (rows, _) in heldout_rows(tokens).items()}
+        self.tinsy = {domain: rows for domain, (rows, _) in heldout_rows(tokens, "tinsy").items()}
         self.seq_len = self.train.row_len - 1
         if self.seq_len > spec.decoder.max_seq_len:
             raise PicoError(
@@ -35,11 +36,11 @@ class Batches:
         """The captured batch at checkpoint `step`: `learning_dynamics.batch_size` rows.
 
         "train": the first rows of the batch of the next update, and where that is smaller, of the updates after it;
-        "val": the same held-out rows at every step, taken in turn from the domains.
+        "val": the same rows of the small held-out set at every step, taken in turn from the domains.
         """
         size = self.spec.learning_dynamics.batch_size
         if split == "val":
-            return torch.from_numpy(round_robin(self.heldout, size).astype(np.int64))
+            return torch.from_numpy(round_robin(self.tinsy, size).astype(np.int64))
         updates = -(-size // self.spec.training.batch_size)
         indices = np.concatenate([self._indices(step + offset) for offset in range(updates)])
         return self._rows(indices[:size])

@@ -88,6 +88,7 @@ def data_identity(tokens: Path) -> dict[str, str]:
     if not provenance.exists():
         raise PicoError(f"{provenance} does not exist", mend="run the stage that makes it: dvc repro prepare")
     paths = [provenance, *sorted(tokens.glob("train/*.parquet")), *sorted(tokens.glob("heldout/*.parquet"))]
+    paths += sorted(tokens.glob("tinsy/*.parquet"))
     return {path.relative_to(tokens).as_posix(): sha256_file(path) for path in paths}
 
 

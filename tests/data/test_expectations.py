@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_documents import BPE, made_up, packing, small_corpus, write_documents
+from made_documents import BPE, cleaning, made_up, packing, small_corpus, write_documents
 
 from pico.data.expectations import check, refuse
 from pico.data.heldout import write_heldout
@@ -26,7 +26,8 @@ LIMITS = {
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     root = tmp_path_factory.mktemp("sound")
-    prepare(small_corpus(root / "documents"), root / "tokens", tokenizer=BPE, packing=packing(), vocab_size=300)
+    prepare(small_corpus(root / "documents"), root / "tokens", tokenizer=BPE, cleaning=cleaning(), packing=packing(),
+            vocab_size=300, runs=root / "runs")  # fmt: skip
     return root
 
 
@@ -91,7 +92,8 @@ def spoil_documents(root, texts):
     """Replaces the verse; the tokens are made from it as it is."""
     write_documents(root / "documents", {"novels": ("prose", made_up(120, 1)), "odes": ("verse", texts)})
     shutil.rmtree(root / "tokens")
-    prepare(root / "documents", root / "tokens", tokenizer=BPE, packing=packing(), vocab_size=300)
+    prepare(root / "documents", root / "tokens", tokenizer=BPE, cleaning=cleaning(), packing=packing(),
+            vocab_size=300, runs=root / "runs")  # fmt: skip
 
 
 def test_control_characters_are_found_where_they_are(data):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pico.data.heldout import write_heldout
 from pico.data.loader import TokenRows, batch_indices, heldout_rows
-from pico.data.packing import write_shards
+from pico.data.packing import shard_name, write_rows
 from pico.errors import PicoError
 
 ROWS = np.random.default_rng(0).integers(0, 50, (23, 9), dtype=np.int32)
@@ -18,7 +18,9 @@ ROWS = np.random.default_rng(0).integers(0, 50, (23, 9), dtype=np.int32)
 @pytest.fixture(scope="module", params=["one group a shard", "many groups"])
 def shards(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
-    for path in write_shards(ROWS, folder, 10):
+    for number in range(3):
+        path = folder / shard_name(number, 3)
+        write_rows(path, ROWS[10 * number : 10 * number + 10])
         if request.param == "many groups":
             pq.write_table(pq.read_table(path), path, row_group_size=3)
     return folder
@@ -83,7 +85,7 @@ def test_missing_torn_foreign_and_ragged_shards_are_named(tmp_path):
     with pytest.raises(PicoError, match="no held-out rows"):
         heldout_rows(tmp_path)
     shard = tmp_path / "train-00000-of-00001.parquet"
-    write_shards(ROWS, tmp_path, 100)
+    write_rows(shard, ROWS)
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(PicoError, match=r"train-00000-of-00001\.parquet cannot be read"):
         TokenRows(tmp_path)

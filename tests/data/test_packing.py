@@ -1,8 +1,7 @@
-"""Packing, held-out choice and the unigram baseline: nothing lost, order from the seed alone, known values."""
+"""Packing, held-out choice, training order, unigram baseline: nothing lost, the seed alone decides, known values."""
 
 import hashlib
 import math
-from itertools import pairwise
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,47 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.data.baseline import bits_per_byte, unigram_bits
-from pico.data.heldout import held_out, heldout_sample, is_low, target_bytes
-from pico.data.packing import pack, write_shards
+from pico.data.heldout import low_hashes, spread_evenly, target_bytes
+from pico.data.order import copies, mixture, order_keys
+from pico.data.packing import segments, shard_name, write_rows
+from pico.data.survey import halves
+from pico.errors import PicoError
 
-LENGTHS = st.lists(st.integers(1, 30), max_size=40)
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 SEEDS = st.integers(-(2**63), 2**63)
 
 
-def documents(lengths):
-    """Documents whose ids tell where they come from: all ids differ."""
-    return np.arange(sum(lengths), dtype=np.int32), np.asarray(lengths, np.int64)
-
-
-@given(LENGTHS, st.integers(1, 12), SEEDS)
-def test_every_token_is_in_one_row_or_in_the_tail(lengths, seq_len, seed):
-    tokens, sizes = documents(lengths)
-    rows, tail = pack(tokens, sizes, seq_len=seq_len, seed=seed)
-    assert rows.shape == (len(tokens) // (seq_len + 1), seq_len + 1)
-    assert len(tail) < seq_len + 1
-    assert sorted([*rows.reshape(-1).tolist(), *tail.tolist()]) == tokens.tolist()
-
-
-@given(LENGTHS, st.integers(1, 12), SEEDS)
-def test_order_is_a_pure_function_of_the_seed_and_documents_stay_whole(lengths, seq_len, seed):
-    tokens, sizes = documents(lengths)
-    first, again = (pack(tokens, sizes, seq_len=seq_len, seed=seed) for _ in range(2))
-    assert np.array_equal(first[0], again[0])
-    assert np.array_equal(first[1], again[1])
-    ends = set((np.cumsum(sizes) - 1).tolist())
-    for row in first[0]:  # within a row an id is followed by the next of its document, or its document ends
-        assert all(after == before + 1 or before in ends for before, after in pairwise(row))
-
-
-def test_another_seed_is_another_order():
-    tokens, sizes = documents([5] * 100)
-    one, two = (pack(tokens, sizes, seq_len=4, seed=seed)[0] for seed in (1, 2))
-    assert not np.array_equal(one, two)
+@given(LENGTHS, st.integers(1, 12))
+def test_every_id_is_in_one_place_of_one_row(lengths, row_len):
+    sizes = np.asarray(lengths, np.int64)
+    document, row, at, offset, length = segments(np.cumsum(sizes) - sizes, sizes, row_len)
+    places = [(r, a + k) for r, a, n in zip(row, at, length, strict=True) for k in range(n)]
+    ids = [(d, o + k) for d, o, n in zip(document, offset, length, strict=True) for k in range(n)]
+    assert places == [divmod(place, row_len) for place in range(sizes.sum())]  # no gaps, and the order of the stream
+    assert ids == [(d, k) for d, size in enumerate(lengths) for k in range(size)]
 
 
 def test_shards_hold_the_rows_in_order_in_the_published_layout(tmp_path):
     rows = np.arange(7 * 5, dtype=np.int32).reshape(7, 5)
-    paths = write_shards(rows, tmp_path, 3)
+    for number in range(3):
+        write_rows(tmp_path / shard_name(number, 3), rows[3 * number : 3 * number + 3])
+    paths = sorted(tmp_path.glob("*"))
     assert [path.name for path in paths] == [f"train-0000{k}-of-00003.parquet" for k in range(3)]
     tables = [pq.read_table(path) for path in paths]
     assert [table.num_rows for table in tables] == [3, 3, 1]
@@ -59,36 +42,64 @@ def test_shards_hold_the_rows_in_order_in_the_published_layout(tmp_path):
     assert [row for table in tables for row in table["input_ids"].to_pylist()] == rows.tolist()
 
 
-def digests(n):
-    return [hashlib.sha256(str(k).encode()).hexdigest() for k in range(n)]
+def hashes(n):
+    return halves([hashlib.sha256(str(k).encode()).hexdigest() for k in range(n)])[0]
 
 
-@given(st.integers(1, 60), st.floats(0, 1))
-def test_documents_are_held_out_by_hash_alone_and_every_domain_has_one(n, fraction):
-    ids = digests(n)
-    chosen = held_out(ids, fraction)
-    assert chosen.any()
-    expected = [identity for identity in ids if is_low(identity, fraction)] or [min(ids)]
-    assert sorted(identity for identity, out in zip(ids, chosen, strict=True) if out) == sorted(expected)
-    assert np.array_equal(held_out(ids[::-1], fraction), chosen[::-1])
+def test_documents_are_held_out_by_hash_alone():
+    assert low_hashes(hashes(20_000), 0.1).mean() == pytest.approx(0.1, abs=0.01)
+    assert low_hashes(hashes(50), 1.0).all()
+    assert not low_hashes(hashes(50), 0.0).any()
+    identity = hashlib.sha256(b"0").hexdigest()
+    assert low_hashes(hashes(1), int(identity[:13], 16) / 2**52 + 1e-9).all()
+    assert not low_hashes(hashes(1), int(identity[:13], 16) / 2**52 - 1e-9).any()
 
 
-def test_the_held_out_share_is_the_fraction():
-    assert held_out(digests(20_000), 0.1).mean() == pytest.approx(0.1, abs=0.01)
-    assert held_out(digests(50), 1.0).all()
-    assert held_out(digests(50), 0.0).sum() == 1
+@given(SEEDS, st.integers(0, 3))
+def test_the_order_is_a_pure_function_of_hash_seed_and_copy(seed, copy):
+    keys = order_keys(hashes(50), seed, copy)
+    assert len(np.unique(keys)) == 50
+    assert np.array_equal(order_keys(hashes(50)[::-1], seed, copy), keys[::-1])
+    other = np.argsort(order_keys(hashes(50), seed, copy + 1))
+    assert not np.array_equal(other, np.argsort(keys))
+    assert not np.array_equal(np.argsort(order_keys(hashes(50), seed + 1, copy)), np.argsort(keys))
 
 
-@given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 7))
-def test_held_out_rows_are_whole_distinct_and_spread(tokens, row_len, limit):
-    rows = heldout_sample(np.arange(tokens, dtype=np.int32), row_len, limit)
-    whole = tokens // row_len
-    assert len(rows) == min(limit, whole)
-    starts = rows[:, 0]
-    assert (np.diff(rows, axis=1) == 1).all()
-    assert (starts % row_len == 0).all()
-    if len(starts) > 1:
-        assert (np.diff(starts) >= row_len * (whole // limit or 1)).all()
+def test_every_place_in_the_order_is_as_likely_for_every_document():
+    places = np.stack([np.argsort(np.argsort(order_keys(hashes(200), seed, 0))) for seed in range(300)])
+    assert places.mean(axis=0) == pytest.approx(99.5, abs=6 * 57.7 / 300**0.5)  # six standard errors
+    assert abs(np.corrcoef(places[:, :50].T)[np.triu_indices(50, 1)]).max() < 0.35
+
+
+@given(st.floats(0, 4))
+def test_copies_are_as_many_as_was_said(repetitions):
+    times = copies(hashes(3000), repetitions)
+    assert set(times.tolist()) <= {math.floor(repetitions), math.floor(repetitions) + 1}
+    assert times.mean() == pytest.approx(repetitions, abs=0.06)
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 10**12), min_size=1), st.floats(0.1, 8), st.data())
+def test_a_mixture_keeps_its_shares_and_its_limit(tokens, limit, data):
+    shares = {domain: data.draw(st.floats(0.01, 10)) for domain in tokens}
+    seen = mixture(tokens, shares, limit)
+    assert max(seen.values()) == pytest.approx(limit)
+    given_tokens = {domain: seen[domain] * tokens[domain] for domain in tokens}
+    total, whole = sum(given_tokens.values()), sum(shares.values())
+    for domain, value in given_tokens.items():
+        assert value / total == pytest.approx(shares[domain] / whole)
+    assert mixture(tokens, None, limit) == dict.fromkeys(tokens, 1.0)
+    with pytest.raises(PicoError, match="give every domain of the corpus a share"):
+        mixture(tokens, shares | {"another": 1.0}, limit)
+
+
+@given(st.integers(0, 200), st.integers(1, 7))
+def test_rows_are_spread_evenly(rows, limit):
+    chosen = spread_evenly(rows, limit)
+    assert len(chosen) == min(limit, rows)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert ((chosen >= 0) & (chosen < rows)).all()
+    if len(chosen) > 1:
+        assert np.diff(chosen).min() >= max(1, rows // limit)
 
 
 def test_bytes_are_those_of_the_targets():
@@ -96,8 +107,7 @@ def test_bytes_are_those_of_the_targets():
 
 
 def test_the_unigram_baseline_of_known_counts():
-    training = np.array([[1, 1, 1, 2]], np.int32)  # add-one counts 1, 4, 2 of 7
-    bits = unigram_bits(training, 3)
+    bits = unigram_bits(np.array([0, 3, 1]))  # add-one counts 1, 4, 2 of 7
     assert np.exp2(-bits).tolist() == pytest.approx([1 / 7, 4 / 7, 2 / 7])
     heldout = {
         "a": (np.array([[9, 1, 2]]) % 3, np.array([4])),

@@ -41,11 +41,20 @@ def test_tokens_are_published_gates_pass_and_both_are_seen(
     flow(name="validate")(validate)(stage("validate"))
     gates = Path("reports/gates.json").read_bytes()
     assert all(result["passed"] for result in json.loads(gates))
-    assert not Path("runs").exists()
+    assert not list(Path("runs/prepare").iterdir())
     with get_client(sync_client=True) as client:
         assert {artifact.key for artifact in client.read_artifacts()} >= {"prepare-domains", "validate-gates"}
         tasks = {run.name.rsplit("-", 1)[0] for run in client.read_task_runs(sort=TaskRunSort.END_TIME_DESC)}
-    assert tasks >= {"survey", "make_tokenizer", "tokenize", "write_tokens", "check_gates"}
+    assert tasks >= {
+        "survey",
+        "clean_blocks",
+        "hold_out",
+        "make_tokenizer",
+        "tokenize",
+        "plan",
+        "write_shards",
+        "check_gates",
+    }
 
     with pytest.raises(PicoError, match=r"documents\.count[\s\S]*gates\.min_documents[\s\S]*runs/validate/gates\.json"):
         flow(name="validate")(validate)(stage("validate", min_documents=1000))

@@ -36,7 +36,9 @@ def make_tokens(folder: Path, *, n_rows: int = 200, seed: int = 0) -> Path:
     write_rows(folder / "train" / "train-00000-of-00002.parquet", rows(n_rows // 2))
     write_rows(folder / "train" / "train-00001-of-00002.parquet", rows(n_rows - n_rows // 2))
     for domain, count in (("code", 3), ("speech", 6)):
-        write_rows(folder / "heldout" / f"{domain}.parquet", rows(count), n_bytes=np.full(count, 40, np.int64))
+        own = rows(count)
+        for part in ("heldout", "tinsy"):
+            write_rows(folder / part / f"{domain}.parquet", own, n_bytes=np.full(count, 40, np.int64))
     write_json(folder / "provenance.json", {"seed": seed})
     return folder
 

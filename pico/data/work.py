@@ -1,0 +1,181 @@
+"""The working folder of preparation: files by block, each written whole or not at all, so that a kill loses one block.
+
+The documents are worked on in blocks: the row groups of the files that stage `fetch` left (16 MB of text each). What is
+known of a block lies in files named by its number; what is known of all documents in flat arrays on disk. Neither grows
+in memory with the corpus.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pico.errors import PicoError
+from pico.files import full_disk_named, read_json
+from pico.spread import spread
+
+SORT_MEMORY = "512MB"
+"""What a sort may hold; the rest is spilled to the working folder."""
+BATCH = 2**16
+"""Rows of a sorted table that are held at a time."""
+
+Progress = Callable[[float], None]
+"""Told the fraction done, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A row group of documents."""
+
+    number: int
+    source: int
+    """Which entry of sources.json."""
+    name: str
+    """Of the source."""
+    domain: str
+    path: Path
+    group: int
+    """Which row group of the file."""
+    first: int
+    """The number of its first document, counted over all blocks."""
+    first_row: int
+    """The same within its source."""
+    rows: int
+
+    @property
+    def span(self) -> slice:
+        """Its documents in an array over all of them."""
+        return slice(self.first, self.first + self.rows)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Its documents. Raises PicoError naming the source where they cannot be read."""
+        try:
+            table = pq.ParquetFile(self.path).read_row_group(self.group, columns=list(columns))
+            return table.select(list(columns))  # pyarrow passes over a column that is not there
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise unreadable(self.name, self.path, error) from error
+
+
+def unreadable(source: str, path: Path, error: Exception) -> PicoError:
+    """What is said of a file of documents that is missing or torn."""
+    return PicoError(f"the documents of source {source!r} cannot be read: {error}", where=str(path),
+                     mend="run: dvc repro fetch")  # fmt: skip
+
+
+def find_blocks(documents: Path) -> list[Block]:
+    """The blocks of `data/documents/`, in reading order: that of sources.json, then of the file."""
+    blocks: list[Block] = []
+    first = 0
+    for source, entry in enumerate(read_json(documents / "sources.json")):
+        path, first_row = documents / f"{entry['name']}.parquet", 0
+        try:
+            with pq.ParquetFile(path) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(entry["name"], path, error) from error
+        for group, rows in enumerate(sizes):
+            blocks.append(
+                Block(len(blocks), source, entry["name"], entry["domain"], path, group, first, first_row, rows)
+            )
+            first, first_row = first + rows, first_row + rows
+    return blocks
+
+
+@dataclass(frozen=True)
+class Work:
+    """Paths and habits of the working folder."""
+
+    folder: Path
+
+    def file(self, kind: str, number: int, ending: str = ".parquet") -> Path:
+        """`<kind>/<number><ending>`"""
+        return self.folder / kind / f"{number:06d}{ending}"
+
+    def each(
+        self,
+        kind: str,
+        function: Callable[..., Any],
+        calls: Sequence[tuple],
+        progress: Progress = lambda fraction: None,
+        weights: Sequence[int] | None = None,
+    ) -> None:
+        """Calls `function(self, *call)` for every call whose file of `kind`, named by its number, is not there yet.
+
+        The first item of a call has a `.number`, or is one. The function writes that file last. On Ray the calls are
+        spread over its processes. `weights` say how much of the work each is.
+        """
+        (self.folder / kind).mkdir(exist_ok=True)
+        shares = weights or [1] * len(calls)
+        numbers = [getattr(call[0], "number", call[0]) for call in calls]
+        done = {path.name.split(".")[0] for path in (self.folder / kind).iterdir() if not path.name.startswith(".")}
+        pending = [index for index, number in enumerate(numbers) if f"{number:06d}" not in done]
+        total, finished = max(1, sum(shares)), sum(shares) - sum(shares[index] for index in pending)
+        for index, _ in spread(function, [(self, *calls[index]) for index in pending]):
+            finished += shares[pending[index]]
+            progress(finished / total)
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A folder that `make` fills, made whole or not at all; one that is there already is given as it is."""
+        target, partial = self.folder / name, self.folder / f".{name}.partial"
+        if not target.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            with full_disk_named(partial):
+                make(partial)
+            os.replace(partial, target)
+        return target
+
+    def sorted(self, kind: str, columns: str, order: str, where: str = "true") -> Iterator[dict[str, np.ndarray]]:
+        """The rows of all files of `kind`, sorted on disk, in batches; `columns`, `order` and `where` are SQL.
+
+        The order must leave no ties, or the result would depend on the number of threads.
+        """
+        files = sorted(str(path) for path in (self.folder / kind).glob("*.parquet") if not path.name.startswith("."))
+        if not files:
+            return
+        spill = self.folder / "spill"
+        with duckdb.connect() as database:
+            database.execute(f"SET memory_limit = '{SORT_MEMORY}'")
+            database.execute("SET temp_directory = ?", [str(spill)])
+            for setting in ("autoinstall_known_extensions", "autoload_known_extensions"):
+                database.execute(f"SET {setting} = false")
+            query = f"SELECT {columns} FROM read_parquet(?) WHERE {where} ORDER BY {order}"
+            for batch in database.sql(query, params=[files]).to_arrow_reader(BATCH):
+                yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
+
+
+def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+    """Writes one Parquet file whole, by way of a hidden neighbour."""
+    partial = path.with_name(f".{path.name}.partial")
+    with full_disk_named(path):
+        pq.write_table(table, partial, **({"compression": "lz4"} | options))
+        os.replace(partial, path)
+
+
+def write_bytes(path: Path, data: bytes | np.ndarray) -> None:
+    """The same for plain bytes."""
+    partial = path.with_name(f".{path.name}.partial")
+    with full_disk_named(path):
+        with open(partial, "wb") as file:
+            file.write(data.data if isinstance(data, np.ndarray) else data)
+        os.replace(partial, path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process from working in the same folder; the kernel frees the lock however the first one ends."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PicoError("another process prepares the same data", where=str(folder), mend="wait for it") from None
+        yield
