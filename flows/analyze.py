@@ -81,6 +81,7 @@ def _choices(source: Path, settings: Analysis) -> dict[str, Any]:
         "compare": settings.compare,
         "layer_pairs": settings.layer_pairs,
         "others": {name: folder if folder.is_dir() else Path(name) for name, folder in siblings.items()},
+        "data_types": settings.data_types,
         "files": _watched(read_metric_files(settings.files)),
     }
 

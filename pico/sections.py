@@ -264,6 +264,8 @@ class Analysis(Section):
 
     metrics: list[str] = Field(min_length=1)
     """Names of pico/analysis."""
+    data_types: dict[str, list[Literal["activations", "weights", "gradients"]]] = Field(default_factory=dict)
+    """Metric -> the types of data it is measured of, where not all that it is defined for: `{gini: [weights]}`."""
     components: list[str] = Field(min_length=1)
     """`simple` (each captured module), `ov_circuit`, `qk_circuit`, `attention`, `mlp`, `residual`, `embedding`,
     `unembedding`."""

@@ -8,6 +8,7 @@ factors and measurements lie beside it in sidecars, which outlive a change of se
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pico.analysis.comparisons import other_runs, targets_of
@@ -15,7 +16,7 @@ from pico.analysis.components import MODEL, OF_THE_MODEL, get_component
 from pico.analysis.layer import Place, Row, Task, measure_layer
 from pico.analysis.layers import choose_layers
 from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
-from pico.analysis.registry import get_metric
+from pico.analysis.registry import get_metric, nearest
 from pico.analysis.sidecar import checkpoint_folder, drop_others
 from pico.analysis.table import file_name, write_table
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
@@ -49,6 +50,7 @@ def analysis_folder(
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
     files: Sequence[MetricFile] = (),
+    data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
     more: Any = None,
 ) -> Path:
     """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
@@ -65,6 +67,7 @@ def analysis_folder(
         "checkpoints": _manifests(run),
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
         "files": files_identity(files),
+        "data_types": {metric: list(chosen) for metric, chosen in data_types.items()},
         "more": more,
         "code": {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
     }
@@ -87,6 +90,7 @@ def analyze_run(
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
     files: Sequence[MetricFile] = (),
+    data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
     more: Callable[[Checkpoint], Part | None] = lambda checkpoint: None,
     sidecars: Path | None = None,
     report: Report | None = None,
@@ -101,8 +105,9 @@ def analyze_run(
     compare with the checkpoint before, the first one or all before, as each says. `target_step`, `target_run` and
     `target_layer` record what with.
 
-    files: the user's own metrics and components. more: gives, for a checkpoint, a picklable function that gives further
-    rows of it, or None; one more task.
+    files: the user's own metrics and components. data_types: metric -> those of activations, weights and gradients that
+    it is measured of, where not all that it is defined for. more: gives, for a checkpoint, a picklable function that
+    gives further rows of it, or None; one more task.
 
     sidecars: a folder that keeps spectra, Gram factors and measurements from one analysis to the next. Files of
     `folder` that are there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for
@@ -112,6 +117,7 @@ def analyze_run(
     load_metric_files(files)
     for metric in metrics:
         get_metric(metric)
+    _check_data_types(data_types, metrics)
     for component in components:
         get_component(component)
     if sidecars is not None and files:  # what was measured by other versions of them is not looked at
@@ -146,6 +152,7 @@ def analyze_run(
                         chosen if layer_pairs and layer != MODEL else (),
                     ),
                     files=tuple(files),
+                    data_types=tuple((metric, tuple(chosen)) for metric, chosen in data_types.items()),
                 ),
             )
             for layer in measured
@@ -172,6 +179,23 @@ def analyze_run(
     if sidecars is not None:
         drop_others(sidecars, name, {place.sidecars for place in places if place.sidecars})
     return written
+
+
+def _check_data_types(data_types: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> None:
+    """Raises PicoError where a metric is not measured at all, or has no such type of data."""
+    for name, chosen in data_types.items():
+        if name not in metrics:
+            raise PicoError(
+                f"data types are chosen for {name!r}, which is not measured{nearest(name, metrics)}",
+                where="params.yaml: analysis.data_types",
+                mend="add it to analysis.metrics, or leave it out here",
+            )
+        if wrong := set(chosen) - set(get_metric(name).data_types):
+            raise PicoError(
+                f"metric {name!r} is not defined for {', '.join(sorted(wrong))}",
+                where="params.yaml: analysis.data_types",
+                mend=f"choose from: {', '.join(get_metric(name).data_types)}",
+            )
 
 
 def _call(part: Part) -> list[Row]:

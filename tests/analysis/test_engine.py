@@ -165,3 +165,13 @@ def test_equal_keys_are_refused(analysed: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", rows)
     write_table(tmp_path / "b.parquet", rows[::-1])
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_metric_is_measured_of_the_chosen_types_of_data_only(run: Path, tmp_path: Path) -> None:
+    analyze_run(run, "one", ["gini", "per"], ["simple"], tmp_path, data_types={"gini": ["weights"]})
+    found = {(row["metric"], row["data_type"]) for row in read_table(tmp_path).to_pylist()}
+    assert found == {("gini", "weights"), ("per", "weights"), ("per", "activations"), ("per", "gradients")}
+    with pytest.raises(PicoError, match="'hoyer', which is not measured"):
+        analyze_run(run, "one", ["gini"], ["simple"], tmp_path, data_types={"hoyer": ["weights"]})
+    with pytest.raises(PicoError, match="'linear_cka' is not defined for weights"):
+        analyze_run(run, "one", ["linear_cka"], ["simple"], tmp_path, data_types={"linear_cka": ["weights"]})
