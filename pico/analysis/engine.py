@@ -29,6 +29,9 @@ Part = Callable[[], list[Row]]
 Report = Callable[[int, int], None]
 """Told (tasks done, tasks in all) after every task."""
 
+GPU_SHARE = 0.25
+"""Of a GPU, for one task: four take turns, so that it works while others read files."""
+
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
     """The finished checkpoints of a trained model, by step. Raises PicoError where there are none."""
@@ -51,6 +54,7 @@ def analysis_folder(
     others: Mapping[str, Path] | None = None,
     files: Sequence[MetricFile] = (),
     data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    device: str = "cpu",
     more: Any = None,
 ) -> Path:
     """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
@@ -68,6 +72,7 @@ def analysis_folder(
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
         "files": files_identity(files),
         "data_types": {metric: list(chosen) for metric, chosen in data_types.items()},
+        "device": device,
         "more": more,
         "code": {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
     }
@@ -91,6 +96,7 @@ def analyze_run(
     others: Mapping[str, Path] | None = None,
     files: Sequence[MetricFile] = (),
     data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    device: str = "cpu",
     more: Callable[[Checkpoint], Part | None] = lambda checkpoint: None,
     sidecars: Path | None = None,
     report: Report | None = None,
@@ -106,8 +112,8 @@ def analyze_run(
     `target_layer` record what with.
 
     files: the user's own metrics and components. data_types: metric -> those of activations, weights and gradients that
-    it is measured of, where not all that it is defined for. more: gives, for a checkpoint, a picklable function that
-    gives further rows of it, or None; one more task.
+    it is measured of, where not all that it is defined for. device: "cpu" or "cuda". more: gives, for a checkpoint, a
+    picklable function that gives further rows of it, or None; one more task.
 
     sidecars: a folder that keeps spectra, Gram factors and measurements from one analysis to the next. Files of
     `folder` that are there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for
@@ -152,6 +158,7 @@ def analyze_run(
                         chosen if layer_pairs and layer != MODEL else (),
                     ),
                     files=tuple(files),
+                    device=device,
                     data_types=tuple((metric, tuple(chosen)) for metric, chosen in data_types.items()),
                 ),
             )
@@ -167,7 +174,9 @@ def analyze_run(
     tasks = [(index, number) for index, of_one in parts.items() for number in range(len(of_one))]
     calls = [(parts[index][number],) for index, number in tasks]
     waiting: dict[int, dict[int, list[Row]]] = {}
-    for done, (task, rows) in enumerate(spread(_call, calls, workers=workers), start=1):
+    for done, (task, rows) in enumerate(
+        spread(_call, calls, workers=workers, gpus=GPU_SHARE * (device != "cpu")), start=1
+    ):
         index, number = tasks[task]
         ready = waiting.setdefault(index, {})
         ready[number] = rows

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pico.analysis import blocks, circuits
+from pico.analysis.algebra import on_device
 from pico.analysis.components import Key
 from pico.analysis.kept import Layer
 from pico.analysis.matrix import Matrix
@@ -62,6 +63,8 @@ class Task:
     """The user's own metrics and components."""
     data_types: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Metrics that are measured of these types of data only; of the others of all that they are defined for."""
+    device: str = "cpu"
+    """Where dense operations run: "cpu" or "cuda"."""
 
 
 def measure_layer(task: Task) -> list[Row]:
@@ -71,7 +74,8 @@ def measure_layer(task: Task) -> list[Row]:
     bit, with or without.
     """
     load_metric_files(task.files)
-    return _Measuring(task).rows()
+    with on_device(task.device):
+        return _Measuring(task).rows()
 
 
 class _Measuring:

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
+
+from pico.analysis.algebra import algebra
 
 Array = NDArray[np.float64]
 
@@ -98,7 +99,7 @@ class Matrix:
     def _inner(self) -> tuple[Array, Array, int]:
         """Left^T left and right right^T, (k, k) each, of `_units`; and the sum of those powers of two."""
         (left, by_left), (right, by_right) = self._units
-        return left.T @ left, right @ right.T, by_left + by_right
+        return algebra().inner(left), algebra().inner(right.T), by_left + by_right
 
     @property
     def finite(self) -> bool:
@@ -136,7 +137,7 @@ class Matrix:
         if self.factors is not None and len(self.factors[1]) <= self.n:
             left, right, exponent = self._inner
             try:
-                squares = scipy.linalg.eigh(left, right, type=2, driver="gv", eigvals_only=True, check_finite=False)
+                squares = algebra().product_eigenvalues(left, right)
                 return shifted(_roots(squares), exponent - self.exponent)
             except np.linalg.LinAlgError:  # the right factor has dependent rows
                 pass
@@ -176,13 +177,13 @@ class Matrix:
     @cached_property
     def gram(self) -> Array:
         """(n, n): inner products of the centred rows."""
-        return self.centred @ self.centred.T
+        return algebra().inner(self.centred.T)
 
     @cached_property
     def gram_energy(self) -> float:
         """The squared Frobenius norm of `gram`, from the smaller side."""
         if self.centred.shape[1] < self.n:
-            return _energy(self.centred.T @ self.centred)
+            return _energy(algebra().inner(self.centred))
         return _energy(self.gram)
 
     def squared_distances(self) -> Array:
@@ -202,20 +203,15 @@ class Matrix:
         Sorting is the dearest step on wide activations; in float32, which holds every stored entry, it takes half.
         """
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            entries = self.unit_values().copy()
-        elif self.factors is None:
-            entries = self.unit.astype(np.float32)
-        else:
-            (wide_left, by_left), (wide_right, by_right) = self._units
-            left, right = wide_left.astype(np.float32), wide_right.astype(np.float32)
-            exponent = by_left + by_right - self.exponent
-            if abs(exponent) < 64:  # on the smaller matrix; far above 0 only where nearly all cancels
-                entries = np.ldexp(left, exponent) @ right
-            else:
-                entries = np.ldexp(left @ right, exponent)
-        entries = np.abs(entries, out=entries).reshape(-1)
-        entries.sort()
-        return entries
+            return algebra().sorted_magnitudes(self.unit_values())
+        if self.factors is None:
+            return algebra().sorted_magnitudes(self.unit.astype(np.float32))
+        (left, by_left), (right, by_right) = self._units
+        narrow = left.astype(np.float32), right.astype(np.float32)
+        exponent = by_left + by_right - self.exponent
+        if abs(exponent) < 64:  # on the smaller matrix; far above 0 only where nearly all cancels
+            return algebra().sorted_magnitudes(np.ldexp(narrow[0], exponent), narrow[1])
+        return np.ldexp(algebra().sorted_magnitudes(*narrow), exponent)
 
 
 def shifted(array: Array, exponent: int) -> Array:
@@ -243,8 +239,8 @@ def triangle(array: Array) -> Array:
 
 def singular_values(rows: Array) -> Array:
     """Singular values of a (n, k) matrix, descending, from its smaller side's Gram matrix; see `Matrix.spectrum`."""
-    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
-    return _roots(np.linalg.eigvalsh(gram))
+    gram = algebra().inner(rows.T if rows.shape[0] <= rows.shape[1] else rows)
+    return _roots(algebra().eigenvalues(gram))
 
 
 def _roots(squares: NDArray) -> Array:
