@@ -131,14 +131,14 @@ def _decoder(model: Decoder, weights: Mapping[str, Tensor], folder: Path, settin
     modules = [module for module in settings.modules if module != RESIDUAL]
     # of our decoder the stream is the sum of what is added to it, which the analysis makes from these
     whole = ["embedding_proj"] if RESIDUAL in settings.modules else []
-    activations, gradients = capture(
+    captured = capture(
         model.to(device()),
         rows,
         suffixes=[*whole, *(f"layers.{layer}.{module}" for layer in layers for module in modules)],
         positions=settings.positions,
         micro_batch_size=settings.micro_batch_size,
     )
-    return _made(config.to_dict(), layers, States(weights, activations, gradients), rows, settings)
+    return _made(config.to_dict(), layers, States(weights, captured.activations, captured.gradients), rows, settings)
 
 
 def _hugging_face(folder: Path, settings: Settings) -> _Made:
