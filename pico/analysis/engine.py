@@ -19,6 +19,7 @@ from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
 from pico.analysis.registry import get_metric, nearest
 from pico.analysis.sidecar import checkpoint_folder, drop_others
 from pico.analysis.table import file_name, write_table
+from pico.analysis.training import TrainingTask, measure_training, of_training
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file, working_folder
@@ -31,6 +32,7 @@ Report = Callable[[int, int], None]
 
 GPU_SHARE = 0.25
 """Of a GPU, for one task: four take turns, so that it works while others read files."""
+CURVE = "training.csv"
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
@@ -69,6 +71,7 @@ def analysis_folder(
         "compare": list(compare),
         "layer_pairs": layer_pairs,
         "checkpoints": _manifests(run),
+        "curve": sha256_file(run / CURVE) if (run / CURVE).exists() else None,
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
         "files": files_identity(files),
         "data_types": {metric: list(chosen) for metric, chosen in data_types.items()},
@@ -133,6 +136,7 @@ def analyze_run(
     n_layers = min(int(one.config["n_layers"]) for one in found)
     chosen = choose_layers(layers, n_layers) if any(one not in OF_THE_MODEL for one in components) else []
     measured = [*([MODEL] if any(one in OF_THE_MODEL for one in components) else []), *chosen]
+    of_run = of_training(tuple(metrics))
     other_places = {
         other: {one.step: place for one, place in _others(other, others or {}, sidecars)}
         for other in other_runs(compare)
@@ -164,6 +168,9 @@ def analyze_run(
             )
             for layer in measured
         ]
+        if of_run:
+            folders = tuple(place.folder for place in places[: index + 1])
+            parts.append(partial(measure_training, TrainingTask(name, folders, of_run, run / CURVE)))
         further = more(found[index])
         return [*parts, further] if further else parts
 
