@@ -8,11 +8,14 @@ norms, softmax, rotary turns, the optimiser, and anything that is worked out twi
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pico.model.decoder import DecoderConfig
+from pico.model.linear import linear
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,12 @@ class ParameterCounts:
     """The parameters of a decoder by part; `total` equals what the model itself has."""
 
     embedding: int
+    """Of tokens, and of positions where these are learned."""
     attention: int
     mlp: int
     norms: int
     unembedding: int
+    """0 where it is the embedding's matrix."""
 
     @property
     def embeddings(self) -> int:
@@ -44,19 +49,21 @@ class ParameterCounts:
 def count_parameters(config: DecoderConfig) -> ParameterCounts:
     """The parameters of `Decoder(config)`, without making it."""
     heads = config.attention_n_heads + config.attention_n_kv_heads
+    vocabulary = config.vocab_size * config.d_model
+    positions = config.max_seq_len * config.d_model if config.positions == "learned" else 0
     return ParameterCounts(
-        embedding=config.vocab_size * config.d_model,
+        embedding=vocabulary + positions,
         attention=config.n_layers * 2 * config.d_model * config.head_dim * heads,
         mlp=config.n_layers * 3 * config.d_model * config.activation_hidden_dim,
-        norms=(2 * config.n_layers + 1) * config.d_model,
-        unembedding=config.vocab_size * config.d_model,
+        norms=(2 * config.n_layers + 1) * config.d_model + config.qk_norm * config.n_layers * 2 * config.head_dim,
+        unembedding=0 if config.tied_embeddings else vocabulary,
     )
 
 
 def training_flops_per_token(config: DecoderConfig, seq_len: int) -> int:
     """FLOPs of the forward and backward pass per token of a row of `seq_len`: 6 N + 12 n_layers d_model seq_len.
 
-    N is the number of parameters that are multiplied with: all matrices but the input embedding, which is looked up.
+    N is the number of parameters that are multiplied with: all matrices but input embeddings, which are looked up.
     The second term is attention's scores and mixing over all seq_len positions, as PaLM counts; that causal kernels
     skip half of them is not deducted, so that figures compare with published ones.
     """
@@ -122,15 +129,16 @@ def peak_flops(device: torch.device, precision: str = "fp32") -> Peak:
 
 @functools.cache
 def _measured(device: torch.device, precision: str, threads: int) -> float:
-    """FLOP/s of the fastest of eight products of square matrices. Draws no random numbers."""
+    """FLOP/s of the fastest of a few products of square matrices. Draws no random numbers."""
     size = 8192 if device.type == "cuda" else 1024
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(kind)
     fastest = float("inf")
-    for _ in range(8):
+    products: list[Callable[[Tensor, Tensor], Tensor]] = [linear, torch.mm]  # on a CPU they are different libraries
+    for product in products * 5:
         _wait(device)
         start = time.perf_counter()
-        matrix @ matrix
+        product(matrix, matrix)
         _wait(device)
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * size**3 / fastest
