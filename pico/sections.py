@@ -174,9 +174,19 @@ class Model(Section):
     attention_n_kv_heads: Positive
     """Key/value heads, each shared by a group of query heads."""
     norm_eps: float = Field(gt=0)
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square, or the variance, in norms."""
     position_emb_theta: float = Field(gt=0)
     """Base of the rotary frequencies."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """`layernorm` also takes the mean away."""
+    activation: Literal["silu", "gelu", "relu"] = "silu"
+    """Of the MLP's gate."""
+    positions: Literal["rotary", "learned", "none"] = "rotary"
+    """How attention knows order: rotated queries and keys, a learned vector a position, or by causality alone."""
+    tied_embeddings: bool = False
+    """Whether one matrix both reads and writes tokens."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised in each head."""
 
 
 class Width(Section):
