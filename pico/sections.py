@@ -284,6 +284,17 @@ class LearningDynamics(Section):
     gradient noise scale comes; at most half of `batch_size`."""
 
 
+class Live(Section):
+    """Who is told how training goes, besides the terminal and Prefect. Nothing is made from it."""
+
+    dvclive: bool = True
+    """Curves below `live/`: `dvc plots show -x step live/*/plots/metrics/train_loss.tsv`."""
+    tensorboard: bool = False
+    """Event files below `runs/tensorboard`."""
+    wandb: str | None = None
+    """A project of Weights & Biases, which needs `pip install 'pico-lab[wandb]'`; it goes online as wandb is set to."""
+
+
 class Analysis(Section):
     """What is computed from every checkpoint."""
 
