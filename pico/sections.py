@@ -209,6 +209,8 @@ class Training(Section):
     """Sequences in one forward pass of one worker; changes memory and speed, not the batch."""
     workers: Positive
     """Ray Train workers, one process each; each takes an equal part of the batch."""
+    sharding: Literal["none", "full"] = "none"
+    """`none`: each worker has the whole model (DDP); `full`: weights, gradients and moments are dealt out (FSDP2)."""
     threads_per_worker: Positive
     """Threads of torch in each; part of what makes a CPU run bitwise reproducible."""
     device: Literal["cpu", "cuda", "auto"]
@@ -219,6 +221,9 @@ class Training(Section):
     """Whether to use torch.compile."""
     gradient_clip: float = Field(ge=0)
     """Largest global gradient norm; 0 switches clipping off (as in the published runs)."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where a loss or gradient is not finite, after saving the batch; the weights never see it. `skip`
+    leaves that update out, and stops only after ten in a row."""
     eval_every: Positive
     """Steps between held-out losses on the loss curve."""
 
@@ -241,12 +246,19 @@ class Optimizer(Section):
 class Schedule(Section):
     """Learning rate over steps."""
 
-    kind: Literal["linear", "cosine", "constant"]
-    """Shape of the decay after warm-up."""
+    kind: Literal["linear", "cosine", "constant", "wsd", "jagged_cosine"]
+    """Shape of the decay after warm-up. `wsd`: none until the last `decay_fraction` of the steps, then linear;
+    `jagged_cosine`: a cosine that rises from 0 anew after every `restart_every` steps, as ReLoRA's."""
     warmup_steps: NonNegative
     """Steps of linear rise from 0 to the peak."""
     final_fraction: Fraction
     """Where the decay ends, as a share of the peak."""
+    decay_fraction: Fraction = 0.2
+    """`wsd`: the share of all steps that decays."""
+    restart_every: Positive = 2000
+    """`jagged_cosine`: steps between restarts."""
+    restart_warmup_steps: NonNegative = 100
+    """`jagged_cosine`: steps of linear rise after a restart."""
 
 
 class Checkpoints(Section):
@@ -267,6 +279,9 @@ class LearningDynamics(Section):
     """Sequences of the captured batches."""
     positions: Positive
     """Positions per sequence whose activations are kept, evenly spread, the last one among them."""
+    noise_batch: Positive = 4
+    """Sequences of the small batches into which the captured one is cut to see how much gradients vary, from which the
+    gradient noise scale comes; at most half of `batch_size`."""
 
 
 class Analysis(Section):
@@ -274,6 +289,8 @@ class Analysis(Section):
 
     metrics: list[str] = Field(min_length=1)
     """Names of pico/analysis."""
+    data_types: dict[str, list[Literal["activations", "weights", "gradients"]]] = Field(default_factory=dict)
+    """Metric -> the types of data it is measured of, where not all that it is defined for: `{gini: [weights]}`."""
     components: list[str] = Field(min_length=1)
     """`simple` (each captured module), `ov_circuit`, `qk_circuit`, `attention`, `mlp`, `residual`, `embedding`,
     `unembedding`."""

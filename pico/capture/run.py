@@ -131,14 +131,14 @@ def _decoder(model: Decoder, weights: Mapping[str, Tensor], folder: Path, settin
     modules = [module for module in settings.modules if module != RESIDUAL]
     # of our decoder the stream is the sum of what is added to it, which the analysis makes from these
     whole = ["embedding_proj"] if RESIDUAL in settings.modules else []
-    activations, gradients = capture(
-        model.to(_device()),
+    captured = capture(
+        model.to(device()),
         rows,
         suffixes=[*whole, *(f"layers.{layer}.{module}" for layer in layers for module in modules)],
         positions=settings.positions,
         micro_batch_size=settings.micro_batch_size,
     )
-    return _made(config.to_dict(), layers, States(weights, activations, gradients), rows, settings)
+    return _made(config.to_dict(), layers, States(weights, captured.activations, captured.gradients), rows, settings)
 
 
 def _hugging_face(folder: Path, settings: Settings) -> _Made:
@@ -148,7 +148,7 @@ def _hugging_face(folder: Path, settings: Settings) -> _Made:
     layers = choose_layers(settings.layers, config.num_hidden_layers)
     context = int(getattr(config, "max_position_embeddings", None) or 2**31)
     rows = _rows(folder, settings, context, config.vocab_size)
-    model, stored = load_model(folder, _device())
+    model, stored = load_model(folder, device())
     states = capture_states(
         model,
         architecture,
@@ -189,7 +189,8 @@ def _rows(folder: Path, settings: Settings, context: int, vocab_size: int) -> Te
     )
 
 
-def _device() -> str:
+def device() -> str:
+    """Where models run: the GPU, where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
