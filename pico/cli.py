@@ -124,6 +124,55 @@ def params(
         print(values)
 
 
+@app.command()
+def plan(
+    setting: Annotated[
+        list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="As of dvc exp run: scale=paper; repeatable.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="h100, h200, a100-80, ..., or cpu for this machine.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, show_default="training.workers", help="How many.")] = None,
+    mfu: Annotated[float | None, typer.Option(show_default="0.4, or 0.3 on a CPU", help="Share of the peak.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """What training the suite in force costs: FLOPs, memory, hours, disk; with -S, of settings composed anew.
+
+    The exit status is 1 where a model cannot be trained so, and what to change is said.
+    """
+    root = project_root()
+    from pico.config import load_params
+    from pico.plan.plan import find_hardware, gigabytes, plan_suite
+
+    params = load_params(root / "params.yaml")
+    if setting:
+        from flows.scales import compose
+
+        scales = [one.removeprefix("scale=") for one in setting if one.startswith("scale=")]
+        others = [one for one in setting if not one.startswith("scale=")]
+        params, _ = compose(root, scales[-1] if scales else params.suite.scale, others)
+    hardware = find_hardware(gpu, gpus, mfu, params)
+    plans = plan_suite(params, hardware)
+    from pico.plan.tables import FORMULAS, plain, tables
+
+    if as_json:
+        from pico.files import canonical_json
+
+        print(canonical_json(plain(plans, hardware), indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 240)
+        for table in tables(plans, hardware):
+            console.print(table)
+        print(FORMULAS)
+        import shutil
+
+        needed, free = sum(one.disk.total for one in plans), shutil.disk_usage(root).free
+        if needed > free:
+            print(f"The disk of {root} has {gigabytes(free)} free; {gigabytes(needed)} will be needed here.")
+    if refusals := [one.refusal for one in plans if one.refusal]:
+        raise PicoError("this cannot be trained so:\n" + "\n".join(f"  - {one}" for one in refusals))
+
+
 Files = Annotated[
     list[Path] | None, typer.Option("--file", help="A Python file of your own metrics and components; repeatable.")
 ]
