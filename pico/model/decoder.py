@@ -296,12 +296,13 @@ class Cache:
 class Decoder(nn.Module):
     """The model. `Decoder(config)(input_ids)` gives float32 logits; `loss` never holds them all.
 
-    A fresh model's weights are a pure function of (config, seed).
+    A fresh model's weights are a pure function of (config, seed). With seed None they are left on the meta device:
+    names and shapes without memory.
     """
 
     rotary: Tensor
 
-    def __init__(self, config: DecoderConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DecoderConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         # On the meta device first, so that nn.Linear does not fill weights that `initialise` fills anyway, and torch's
@@ -313,12 +314,14 @@ class Decoder(nn.Module):
             self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
             self.output_norm = NORMS[config.norm](config.d_model, config.norm_eps)
             self.de_embedding_proj = Linear(config.d_model, config.vocab_size)
-        self.to_empty(device="cpu")
+        if seed is not None:
+            self.to_empty(device="cpu")
         if config.tied_embeddings:
             self.de_embedding_proj.weight = self.embedding_proj.weight
         # A buffer of this instance: it moves with the model, but is neither a parameter nor part of the state dict.
         self.register_buffer("rotary", rotary_table(config), persistent=False)
-        self.initialise(seed)
+        if seed is not None:
+            self.initialise(seed)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -117,31 +117,31 @@ def gpu_of(device_name: str) -> Gpu | None:
     return next((gpu for gpu in GPUS.values() if all(word in words for word in gpu.words)), None)
 
 
+@functools.cache
 def peak_flops(device: torch.device, precision: str = "fp32") -> Peak:
-    """The peak of a device in "bf16" or "fp32": published for bf16 on a known GPU, else measured (about 0.2 s, once).
+    """As `find_peak`, but once for each device and precision: for a progress bar."""
+    return find_peak(device, precision)
 
-    What is measured on a CPU is the peak of the threads that torch is set to use.
+
+def find_peak(device: torch.device, precision: str = "fp32") -> Peak:
+    """The peak of a device in "bf16" or "fp32": published for bf16 on a known GPU, else measured in about 0.2 s.
+
+    What is measured on a CPU is the peak of the threads that torch is set to use. Draws no random numbers.
     """
     if device.type == "cuda" and precision == "bf16" and (gpu := gpu_of(torch.cuda.get_device_name(device))):
         return Peak(gpu.bf16_flops, published=True)
-    return Peak(_measured(device, precision, torch.get_num_threads()), published=False)
-
-
-@functools.cache
-def _measured(device: torch.device, precision: str, threads: int) -> float:
-    """FLOP/s of the fastest of a few products of square matrices. Draws no random numbers."""
     size = 8192 if device.type == "cuda" else 1024
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.linspace(-1, 1, size * size, device=device).view(size, size).to(kind)
-    fastest = float("inf")
     products: list[Callable[[Tensor, Tensor], Tensor]] = [linear, torch.mm]  # on a CPU they are different libraries
+    fastest = float("inf")
     for product in products * 5:
         _wait(device)
         start = time.perf_counter()
         product(matrix, matrix)
         _wait(device)
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * size**3 / fastest
+    return Peak(2 * size**3 / fastest, published=False)
 
 
 def _wait(device: torch.device) -> None:

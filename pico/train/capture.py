@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pico.errors import PicoError
 from pico.model import Decoder
-from pico.train.batches import micro_batches
+from pico.train.batches import Batches, micro_batches
 
 
 def chosen_layers(model: nn.Module, suffixes: Iterable[str]) -> dict[str, nn.Module]:
@@ -99,6 +99,36 @@ def capture(
         {name: whole[name].cpu() for name in chosen},
         dict(zip(weights, torch.stack(norms, dim=1).cpu(), strict=True)) if noise_batch else {},
     )
+
+
+def capture_splits(
+    model: Decoder, batches: Batches, step: int, context: Callable[[], AbstractContextManager] = nullcontext
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Mapping[str, str]]]:
+    """What a run captures at checkpoint `step`: the files of learning_dynamics/ by name, and their metadata.
+
+    On the batches "train" and "val" of `batches`, as the run's settings say; nothing where they name no layers.
+    """
+    settings, training = batches.spec.learning_dynamics, batches.spec.training
+    dynamics: dict[str, Mapping[str, Tensor]] = {}
+    metadata: dict[str, Mapping[str, str]] = {}
+    for split in ("train", "val") if settings.layers else ():
+        rows = batches.dynamics(split, step)
+        small = settings.noise_batch if 2 * settings.noise_batch <= len(rows) else None
+        found = capture(
+            model,
+            rows,
+            suffixes=settings.layers,
+            positions=settings.positions,
+            micro_batch_size=training.micro_batch_size,
+            noise_batch=small,
+            context=context,
+        )
+        dynamics |= {f"{split}_activations": found.activations, f"{split}_gradients": found.gradients}
+        metadata[f"{split}_activations"] = activation_metadata(rows, settings.positions)
+        if small:
+            dynamics[f"{split}_gradient_norms"] = found.norms
+            metadata[f"{split}_gradient_norms"] = noise_metadata(rows, small)
+    return dynamics, metadata
 
 
 def _gradients(
