@@ -24,7 +24,7 @@ from pico.data.contamination import read_benchmarks
 from pico.data.fates import HELDOUT, TRAIN, Block
 from pico.data.near_duplicates import Reference
 from pico.data.ngrams import Index
-from pico.data.passes import SAMPLED, Gathered, Looked, Plan, gather, look
+from pico.data.passes import SAMPLED, Gathered, Looked, Plan, gather, look, lot
 from pico.data.profiles import LENGTH_BINS
 from pico.data.rules import WORST, Gate, Worst, worst_of
 from pico.sections import Gates
@@ -54,7 +54,7 @@ class Audit:
     details: dict[str, Details]
     """Gate -> what stands behind the rows of its table."""
     beginnings: dict[str, list[tuple[str, int, str]]]
-    """Domain -> (id, bytes, first characters) of documents with the lowest ids."""
+    """Domain -> (id, bytes, first characters) of documents drawn by hash."""
     profile: dict[str, Any]
 
 
@@ -83,7 +83,8 @@ def audit(
     beginnings: dict[str, list[tuple[str, int, str]]] = {}
     for done, (number, result) in enumerate(spread(look, [(block, plan) for block in blocks]), start=1):
         domain = blocks[number].domain
-        beginnings[domain] = sorted([*beginnings.get(domain, []), *result.beginnings])[:SAMPLED]
+        drawn = sorted([*beginnings.get(domain, []), *result.beginnings], key=lambda one: (lot(one[0]), one))
+        beginnings[domain] = drawn[:SAMPLED]
         looked[number] = replace(result, beginnings=[])  # texts are the bulk of it
         progress(0.4 + 0.5 * done / len(blocks))
 

@@ -171,6 +171,7 @@ def _profile(found: Audit, tokens: Path) -> dict[str, Any]:
     return {
         **{key: value for key, value in found.profile.items() if key != "domains"},
         "exact_duplicates": found.duplicates[0],
+        "length_bins_per_octave": BINS_PER_OCTAVE,
         "domains": domains,
         "near_duplicates": {
             gate.split(".")[1]: [example for _, examples in found.details[gate].values() for example in examples]

@@ -59,7 +59,7 @@ class Looked:
     bytes: int
     """Of the used documents."""
     beginnings: list[tuple[str, int, str]]
-    """(id, bytes, first characters) of the SAMPLED used documents with the lowest ids."""
+    """(id, bytes, first characters) of the SAMPLED used documents with the lowest lots."""
     places: np.ndarray
     """Of the runs in the index that training documents hold, sorted."""
     rows: np.ndarray
@@ -91,7 +91,7 @@ def look(block: Block, plan: Plan) -> Looked:
     texts = table["text"].take(pa.array(used))
     words = words_of(texts)
     ids = frame["id"].to_numpy()
-    lowest = sorted(used.tolist(), key=lambda row: str(ids[row]))[:SAMPLED]
+    lowest = sorted(used.tolist(), key=lambda row: lot(ids[row]))[:SAMPLED]
     beginnings = [
         (str(ids[row]), int(frame["bytes"][row]), table["text"][row].as_py()[:SAMPLED_CHARACTERS])
         for row in lowest
@@ -131,7 +131,12 @@ def used_ids(block: Block, part: int, parts: int) -> tuple[np.ndarray, np.ndarra
 
 def _chosen(identity: str | None, fraction: float) -> bool:
     """Whether others are compared with a document; by digits of its hash that decide nothing else."""
-    return fraction >= 1 or is_low(str(identity)[26:39], fraction)
+    return fraction >= 1 or is_low(lot(identity), fraction)
+
+
+def lot(identity: str | None) -> str:
+    """Digits of a document's hash that decide nothing else: not whether it is held out, nor whether it is used."""
+    return str(identity)[26:39]
 
 
 def _shared_runs(words: Words, used: np.ndarray, train: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
