@@ -43,6 +43,8 @@ def validate(stage: Stage) -> None:
     stage.table("validate-gates", _table(checked.results), "Gates on documents and tokens")
     if not checked.passed:
         OUT.unlink(missing_ok=True)
+        for folder in (DOCS, PROFILE):
+            shutil.rmtree(folder, ignore_errors=True)
         write_json(FAILED / "gates.json", checked.results)
         write_data_docs(checked, FAILED / "data_docs")
         stage.link("validate-data-docs", FAILED / "data_docs" / "index.html", "The gates as Data Docs")
