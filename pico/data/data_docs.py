@@ -1,6 +1,6 @@
 """Data Docs: the gates as Great Expectations shows them, one page a suite and an index, each a file that loads nothing.
 
-The library's own pages take styles, scripts and pictures from six places on the net, and hold the time of the run.
+The library's own pages take styles, scripts and pictures from seven places on the net, and hold the time of the run.
 Here its renderer makes the sections and its view turns them into HTML, but the frame of the page is ours
 (pico/data/templates): one style sheet inside, no script, no picture, no clock. Equal results give equal bytes.
 """
