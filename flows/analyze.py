@@ -45,7 +45,9 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
         if not behaviour.metrics:
             return None
         targets = {"last": last.folder} if checkpoint.folder != last.folder else {}
-        task = BehaviourTask(model, checkpoint.folder, TOKENS, targets, settings=behaviour_settings(behaviour))
+        task = BehaviourTask(
+            model, checkpoint.folder, TOKENS, targets, settings=behaviour_settings(behaviour), device=choices["device"]
+        )
         return partial(measure_checkpoint, task)
 
     with stage.ray(), _bar(stage, model) as report:
@@ -73,7 +75,7 @@ def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
     )
 
 
-def _choices(source: Path, settings: Analysis) -> dict[str, Any]:
+def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
     """What is measured and compared with what; another run is a model of the same suite, or the folder of one."""
     siblings = {name: source.parent / name for name in other_runs(settings.compare)}
     return {
@@ -81,6 +83,8 @@ def _choices(source: Path, settings: Analysis) -> dict[str, Any]:
         "compare": settings.compare,
         "layer_pairs": settings.layer_pairs,
         "others": {name: folder if folder.is_dir() else Path(name) for name, folder in siblings.items()},
+        "device": stage.device(),
+        "data_types": settings.data_types,
         "files": _watched(read_metric_files(settings.files)),
     }
 
@@ -165,7 +169,7 @@ def analyze(stage: Stage) -> None:
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
-    settings, choices = params.analysis, _choices(source, params.analysis)
+    settings, choices = params.analysis, _choices(stage, source, params.analysis)
     about = identity(TOKENS, behaviour_settings(params.behaviour)) if params.behaviour.metrics else None
     folder = analysis_folder(source, model, settings.metrics, settings.components, **choices, more=about)
     measure(stage, source, model, folder, choices)

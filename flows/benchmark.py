@@ -118,15 +118,6 @@ def identity(params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchma
     }
 
 
-def device_for(params: Params) -> str:
-    """The GPU where training may use one and there is one."""
-    if params.training.device == "cpu":
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @contextmanager
 def bar(stage: Stage, total: int) -> "Iterator[Any]":
     """Gives `advance(parts)`: a bar on a terminal, a line now and then elsewhere, and Prefect's progress artifact."""
@@ -184,7 +175,7 @@ def benchmark(stage: Stage) -> None:
     model, params = stage.model, stage.params
     if model is None:
         raise PicoError("stage benchmark runs once per model", mend="give one: python -m flows.benchmark --model NAME")
-    device = device_for(params)
+    device = stage.device()
     chosen = choose(model, params)
     benchmarks = build_requests(params)
     answers = working_folder("benchmark", identity(params, chosen, benchmarks, device))

@@ -9,12 +9,13 @@ from flows.stage import Stage, run
 from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import Params
 from pico.errors import PicoError
-from pico.export.hugging_face import embedding_parameters, verify_export, write_model
+from pico.export.hugging_face import verify_export, write_model
 from pico.export.model_card import model_card
 from pico.export.samples import continuations
 from pico.export.tokenizer import heldout_rows, write_tokenizer
 from pico.files import publishing, read_json, write_atomic, write_json
 from pico.model import DecoderConfig
+from pico.model.flops import count_parameters
 from pico.spread import with_threads
 
 DATA = Path("data")
@@ -52,15 +53,16 @@ def describe(model: str, params: Params, checkpoint: Checkpoint, folder: Path, s
     found = [entry for entry in results if entry["step"] == checkpoint.step]
     if not found:
         raise PicoError(f"step {checkpoint.step} of {model} was not evaluated", mend="run: dvc repro benchmark")
-    weights = checkpoint.model()
+    config = DecoderConfig.from_dict(checkpoint.config)
+    counts = count_parameters(config)
     card = model_card(
         model,
         params,
-        DecoderConfig.from_dict(checkpoint.config),
+        config,
         results=found[0],
         samples=samples,
-        parameters=sum(weight.numel() for weight in weights.values()),
-        embedding_parameters=embedding_parameters(weights),
+        parameters=counts.total,
+        embedding_parameters=counts.embeddings,
     )
     write_atomic(folder / "README.md", card)
 

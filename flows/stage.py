@@ -86,6 +86,14 @@ class Stage:
         finally:
             show(fraction)
 
+    def device(self) -> str:
+        """ "cuda" where training may use a GPU and there is one, else "cpu"."""
+        if self.params.training.device == "cpu":
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
     def ray(self) -> AbstractContextManager[None]:
         """A context in which Ray is up: that of RAY_ADDRESS, else the lab's, else one of this stage's own."""
         from flows.ray_session import ray_session

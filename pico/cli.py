@@ -127,6 +127,55 @@ def params(
         print(values)
 
 
+@app.command()
+def plan(
+    setting: Annotated[
+        list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="As of dvc exp run: scale=paper; repeatable.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="h100, h200, a100-80, ..., or cpu for this machine.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, show_default="training.workers", help="How many.")] = None,
+    mfu: Annotated[float | None, typer.Option(show_default="0.4, or 0.3 on a CPU", help="Share of the peak.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """What training the suite in force costs: FLOPs, memory, hours, disk; with -S, of settings composed anew.
+
+    The exit status is 1 where a model cannot be trained so, and what to change is said.
+    """
+    root = project_root()
+    from pico.config import load_params
+    from pico.plan.plan import find_hardware, gigabytes, plan_suite
+
+    params = load_params(root / "params.yaml")
+    if setting:
+        from flows.scales import compose
+
+        scales = [one.removeprefix("scale=") for one in setting if one.startswith("scale=")]
+        others = [one for one in setting if not one.startswith("scale=")]
+        params, _ = compose(root, scales[-1] if scales else params.suite.scale, others)
+    hardware = find_hardware(gpu, gpus, mfu, params)
+    plans = plan_suite(params, hardware)
+    from pico.plan.tables import FORMULAS, plain, tables
+
+    if as_json:
+        from pico.files import canonical_json
+
+        print(canonical_json(plain(plans, hardware), indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 240)
+        for table in tables(plans, hardware):
+            console.print(table)
+        print(FORMULAS)
+        import shutil
+
+        needed, free = sum(one.disk.total for one in plans), shutil.disk_usage(root).free
+        if needed > free:
+            print(f"The disk of {root} has {gigabytes(free)} free; {gigabytes(needed)} will be needed here.")
+    if refusals := [one.refusal for one in plans if one.refusal]:
+        raise PicoError("this cannot be trained so:\n" + "\n".join(f"  - {one}" for one in refusals))
+
+
 Files = Annotated[
     list[Path] | None, typer.Option("--file", help="A Python file of your own metrics and components; repeatable.")
 ]
@@ -304,6 +353,63 @@ def _segment(segment: dict[str, Any]) -> str:
     end = segment["offset"] + segment["length"]
     place = f"{segment['source']}.parquet row {segment['document_row']}"
     return f"{segment['domain']}: {place}, ids {segment['offset']} to {end}; document {segment['document']}"
+
+
+@app.command()
+def capture(
+    target: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, a run, a model's folder, owner/name.")
+    ],
+    out: Annotated[Path | None, typer.Option(show_default="captured/NAME", help="Where the results go.")] = None,
+    tokens: Annotated[Path, typer.Option(help="Of a pico run: the tokens that it was trained on.")] = Path(
+        "data/tokens"
+    ),
+    modules: Annotated[str | None, typer.Option(help="Which modules are captured, separated by commas.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, show_default="the run's own, or 16", help="Sequences.")] = None,
+    positions: Annotated[
+        int | None, typer.Option(min=1, show_default="the run's own, or 128", help="Positions of each that are kept.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture on instead.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of a text's row.")] = None,
+    layers: Annotated[str, typer.Option(help="Of a text: all, or numbers and ranges: 0-3,8")] = "all",
+    mapping: Annotated[Path | None, typer.Option(help="Where an unknown architecture keeps its projections.")] = None,
+    revision: Annotated[list[str] | None, typer.Option(help="Of a hub id: step1000, or NAME=STEP; repeatable.")] = None,
+) -> None:
+    """Capture learning dynamics of checkpoints afterwards: of a pico run, bit for bit as training does."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
+    from pico.capture.afterwards import Own, capture_place, default_name
+    from pico.capture.places import find
+    from pico.capture.run import MODULES, Settings
+
+    place = find(target, revision or [])
+    chosen = modules.split(",") if modules else None
+    settings = Settings(
+        text=text,
+        tokenizer=tokenizer,
+        mapping=mapping,
+        modules=chosen or MODULES,
+        layers=layers,
+        rows=rows or 16,
+        seq_len=seq_len,
+        positions=positions or 128,
+    )
+    folder = out or Path("captured") / default_name(place)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
+        line = shown.add_task("capture", total=len(place.folders))
+        made = capture_place(
+            place,
+            folder,
+            settings,
+            Own(layers=chosen, batch_size=rows, positions=positions),
+            tokens,
+            report=lambda done, total: shown.update(line, completed=done, total=total),
+        )
+    steps = f"step {made[0].step}" if len(made) == 1 else f"{len(made)} checkpoints"
+    print(f"{folder} holds the learning dynamics of {steps}; measure them with: pico analyze {folder}")
 
 
 def _plain(text: str) -> Any:

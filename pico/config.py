@@ -25,6 +25,7 @@ from pico.sections import (
     Gates,
     HubDataset,
     LearningDynamics,
+    Live,
     Model,
     Optimizer,
     Packing,
@@ -92,6 +93,7 @@ class Params(Section):
     schedule: Schedule
     checkpoints: Checkpoints
     learning_dynamics: LearningDynamics
+    live: Live
     analysis: Analysis
     behaviour: Behaviour
     benchmarks: Benchmarks
@@ -110,11 +112,13 @@ class Params(Section):
                 f"model.attention_n_heads = {model.attention_n_heads} is not a multiple of "
                 f"model.attention_n_kv_heads = {model.attention_n_kv_heads}"
             )
+        unit = model.attention_n_heads * (2 if model.positions == "rotary" else 1)
         for name, width in self.models.items():
-            if width.d_model % (2 * model.attention_n_heads):
+            if width.d_model % unit:
                 raise ValueError(
-                    f"models.{name}.d_model = {width.d_model} is not a multiple of 2 x model.attention_n_heads = "
-                    f"{2 * model.attention_n_heads}: every head needs an even width for rotary embeddings"
+                    f"models.{name}.d_model = {width.d_model} is not a multiple of "
+                    f"{'2 x ' if unit > model.attention_n_heads else ''}model.attention_n_heads = {unit}: every head "
+                    "needs an equal width, and an even one for rotary embeddings"
                 )
         if self.tokenizer.vocab_size > model.vocab_size:
             raise ValueError(

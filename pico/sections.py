@@ -179,7 +179,9 @@ class Gates(Section):
     """Limits that Great Expectations checks before anything is trained."""
 
     min_documents: Positive
-    """Over all domains."""
+    """Over all domains, of those that are used."""
+    min_domain_documents: Positive
+    """A domain, as fetched."""
     min_document_bytes: Positive
     """Of UTF-8 text, the shortest document."""
     max_document_bytes: Positive
@@ -188,6 +190,23 @@ class Gates(Section):
     """Mean over a domain."""
     max_control_fraction: Fraction
     """Share of control and replacement characters in a document."""
+    near_duplicate_similarity: Fraction
+    """Estimated Jaccard similarity of the word 5-grams of two documents from which they are near-duplicates."""
+    max_near_duplicate_fraction: Fraction
+    """Share of a domain's training documents that may have a near-duplicate among training documents."""
+    max_heldout_near_duplicate_fraction: Fraction
+    """Share of a domain's held-out documents that may have a near-duplicate among training documents."""
+    compared_documents: Positive
+    """At most so many training documents (chosen by hash), and as many held-out ones, are held in memory to compare all
+    documents with; 0.7 kB each."""
+    ngram_words: int = Field(ge=8)
+    """Words of the runs (n-grams) that count as shared with held-out documents and with benchmarks."""
+    max_heldout_overlap: Fraction
+    """Share of one held-out document's n-grams that training documents may hold."""
+    max_heldout_domain_overlap: Fraction
+    """The same of all held-out documents of a domain together."""
+    max_contaminated_fraction: Fraction
+    """Share of a benchmark's examples of which a training document may hold an n-gram."""
     min_domain_fraction: Fraction
     """Every domain's least share of the training tokens."""
     max_domain_fraction: Fraction
@@ -212,9 +231,19 @@ class Model(Section):
     attention_n_kv_heads: Positive
     """Key/value heads, each shared by a group of query heads."""
     norm_eps: float = Field(gt=0)
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square, or the variance, in norms."""
     position_emb_theta: float = Field(gt=0)
     """Base of the rotary frequencies."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """`layernorm` also takes the mean away."""
+    activation: Literal["silu", "gelu", "relu"] = "silu"
+    """Of the MLP's gate."""
+    positions: Literal["rotary", "learned", "none"] = "rotary"
+    """How attention knows order: rotated queries and keys, a learned vector a position, or by causality alone."""
+    tied_embeddings: bool = False
+    """Whether one matrix both reads and writes tokens."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised in each head."""
 
 
 class Width(Section):
@@ -237,6 +266,8 @@ class Training(Section):
     """Sequences in one forward pass of one worker; changes memory and speed, not the batch."""
     workers: Positive
     """Ray Train workers, one process each; each takes an equal part of the batch."""
+    sharding: Literal["none", "full"] = "none"
+    """`none`: each worker has the whole model (DDP); `full`: weights, gradients and moments are dealt out (FSDP2)."""
     threads_per_worker: Positive
     """Threads of torch in each; part of what makes a CPU run bitwise reproducible."""
     device: Literal["cpu", "cuda", "auto"]
@@ -247,6 +278,9 @@ class Training(Section):
     """Whether to use torch.compile."""
     gradient_clip: float = Field(ge=0)
     """Largest global gradient norm; 0 switches clipping off (as in the published runs)."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where a loss or gradient is not finite, after saving the batch; the weights never see it. `skip`
+    leaves that update out, and stops only after ten in a row."""
     eval_every: Positive
     """Steps between held-out losses on the loss curve."""
 
@@ -269,12 +303,19 @@ class Optimizer(Section):
 class Schedule(Section):
     """Learning rate over steps."""
 
-    kind: Literal["linear", "cosine", "constant"]
-    """Shape of the decay after warm-up."""
+    kind: Literal["linear", "cosine", "constant", "wsd", "jagged_cosine"]
+    """Shape of the decay after warm-up. `wsd`: none until the last `decay_fraction` of the steps, then linear;
+    `jagged_cosine`: a cosine that rises from 0 anew after every `restart_every` steps, as ReLoRA's."""
     warmup_steps: NonNegative
     """Steps of linear rise from 0 to the peak."""
     final_fraction: Fraction
     """Where the decay ends, as a share of the peak."""
+    decay_fraction: Fraction = 0.2
+    """`wsd`: the share of all steps that decays."""
+    restart_every: Positive = 2000
+    """`jagged_cosine`: steps between restarts."""
+    restart_warmup_steps: NonNegative = 100
+    """`jagged_cosine`: steps of linear rise after a restart."""
 
 
 class Checkpoints(Section):
@@ -295,6 +336,20 @@ class LearningDynamics(Section):
     """Sequences of the captured batches."""
     positions: Positive
     """Positions per sequence whose activations are kept, evenly spread, the last one among them."""
+    noise_batch: Positive = 4
+    """Sequences of the small batches into which the captured one is cut to see how much gradients vary, from which the
+    gradient noise scale comes; at most half of `batch_size`."""
+
+
+class Live(Section):
+    """Who is told how training goes, besides the terminal and Prefect. Nothing is made from it."""
+
+    dvclive: bool = True
+    """Curves below `live/`: `dvc plots show -x step live/*/plots/metrics/train_loss.tsv`."""
+    tensorboard: bool = False
+    """Event files below `runs/tensorboard`."""
+    wandb: str | None = None
+    """A project of Weights & Biases, which needs `pip install 'pico-lab[wandb]'`; it goes online as wandb is set to."""
 
 
 class Analysis(Section):
@@ -302,6 +357,8 @@ class Analysis(Section):
 
     metrics: list[str] = Field(min_length=1)
     """Names of pico/analysis."""
+    data_types: dict[str, list[Literal["activations", "weights", "gradients"]]] = Field(default_factory=dict)
+    """Metric -> the types of data it is measured of, where not all that it is defined for: `{gini: [weights]}`."""
     components: list[str] = Field(min_length=1)
     """`simple` (each captured module), `ov_circuit`, `qk_circuit`, `attention`, `mlp`, `residual`, `embedding`,
     `unembedding`."""

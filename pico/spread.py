@@ -8,13 +8,19 @@ from threadpoolctl import threadpool_limits
 
 
 def spread(
-    function: Callable[..., Any], calls: Sequence[tuple], *, threads: int = 1, workers: int | None = None
+    function: Callable[..., Any],
+    calls: Sequence[tuple],
+    *,
+    threads: int = 1,
+    workers: int | None = None,
+    gpus: float = 0.0,
 ) -> Iterator[tuple[int, Any]]:
     """Calls `function(*arguments)` for each of `calls`; yields (index, result) in order of completion.
 
     The function must be pure and importable. Every call runs with exactly `threads` threads in torch and BLAS, because
     the order of a parallel sum depends on their number, and results must not depend on where they were computed.
-    At most `workers` calls (default: as many as Ray has CPUs) are in flight. An exception is raised at once, with
+    At most `workers` calls (default: as many as Ray has CPUs) are in flight. `gpus`: the share of a GPU that a call
+    holds; without one it sees none. An exception is raised at once, with
     the remaining calls cancelled.
     """
     ray = sys.modules.get("ray")
@@ -22,7 +28,7 @@ def spread(
         for index, arguments in enumerate(calls):
             yield index, with_threads(function, arguments, threads)
         return
-    yield from _spread_on_ray(ray, function, calls, threads, workers)
+    yield from _spread_on_ray(ray, function, calls, threads, workers, gpus)
 
 
 def with_threads(function: Callable[..., Any], arguments: Iterable[Any], threads: int) -> Any:
@@ -40,10 +46,10 @@ def with_threads(function: Callable[..., Any], arguments: Iterable[Any], threads
 
 
 def _spread_on_ray(
-    ray: Any, function: Callable[..., Any], calls: Sequence[tuple], threads: int, workers: int | None
+    ray: Any, function: Callable[..., Any], calls: Sequence[tuple], threads: int, workers: int | None, gpus: float
 ) -> Iterator[tuple[int, Any]]:
     """The Ray half: one task a call, a bounded number in flight, the original exception on failure."""
-    task = ray.remote(num_cpus=threads, max_retries=2)(with_threads)
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(with_threads)
     limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1) // threads))
     waiting = iter(enumerate(calls))
     running: dict[Any, int] = {}

@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pico.analysis import canonical, dynamics, features, kernels, powerlaw, similarity, sparsity, spectra
+from pico.analysis import (
+    canonical,
+    dynamics,
+    features,
+    gradient_noise,
+    kernels,
+    powerlaw,
+    similarity,
+    sparsity,
+    spectra,
+)
 from pico.analysis.matrix import Matrix
 from pico.analysis.registry import METRICS, Measurement, compute
 from pico.analysis.similarity import independence_null
@@ -22,6 +32,7 @@ _REGISTERED = (
     features,
     sparsity,
     dynamics,
+    gradient_noise,
 )  # importing them fills METRICS
 
 

@@ -8,6 +8,7 @@ factors and measurements lie beside it in sidecars, which outlive a change of se
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pico.analysis.comparisons import other_runs, targets_of
@@ -15,9 +16,10 @@ from pico.analysis.components import MODEL, OF_THE_MODEL, get_component
 from pico.analysis.layer import Place, Row, Task, measure_layer
 from pico.analysis.layers import choose_layers
 from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
-from pico.analysis.registry import get_metric
+from pico.analysis.registry import get_metric, nearest
 from pico.analysis.sidecar import checkpoint_folder, drop_others
 from pico.analysis.table import file_name, write_table
+from pico.analysis.training import TrainingTask, measure_training, of_training
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file, working_folder
@@ -27,6 +29,10 @@ Part = Callable[[], list[Row]]
 """One task: gives some rows of one checkpoint."""
 Report = Callable[[int, int], None]
 """Told (tasks done, tasks in all) after every task."""
+
+GPU_SHARE = 0.25
+"""Of a GPU, for one task: four take turns, so that it works while others read files."""
+CURVE = "training.csv"
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
@@ -49,6 +55,8 @@ def analysis_folder(
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
     files: Sequence[MetricFile] = (),
+    data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    device: str = "cpu",
     more: Any = None,
 ) -> Path:
     """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
@@ -63,8 +71,11 @@ def analysis_folder(
         "compare": list(compare),
         "layer_pairs": layer_pairs,
         "checkpoints": _manifests(run),
+        "curve": sha256_file(run / CURVE) if (run / CURVE).exists() else None,
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
         "files": files_identity(files),
+        "data_types": {metric: list(chosen) for metric, chosen in data_types.items()},
+        "device": device,
         "more": more,
         "code": {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
     }
@@ -87,6 +98,8 @@ def analyze_run(
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
     files: Sequence[MetricFile] = (),
+    data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    device: str = "cpu",
     more: Callable[[Checkpoint], Part | None] = lambda checkpoint: None,
     sidecars: Path | None = None,
     report: Report | None = None,
@@ -101,8 +114,9 @@ def analyze_run(
     compare with the checkpoint before, the first one or all before, as each says. `target_step`, `target_run` and
     `target_layer` record what with.
 
-    files: the user's own metrics and components. more: gives, for a checkpoint, a picklable function that gives further
-    rows of it, or None; one more task.
+    files: the user's own metrics and components. data_types: metric -> those of activations, weights and gradients that
+    it is measured of, where not all that it is defined for. device: "cpu" or "cuda". more: gives, for a checkpoint, a
+    picklable function that gives further rows of it, or None; one more task.
 
     sidecars: a folder that keeps spectra, Gram factors and measurements from one analysis to the next. Files of
     `folder` that are there are kept, others are made on `workers` workers (see pico.spread), with the same bytes for
@@ -112,6 +126,7 @@ def analyze_run(
     load_metric_files(files)
     for metric in metrics:
         get_metric(metric)
+    _check_data_types(data_types, metrics)
     for component in components:
         get_component(component)
     if sidecars is not None and files:  # what was measured by other versions of them is not looked at
@@ -121,6 +136,7 @@ def analyze_run(
     n_layers = min(int(one.config["n_layers"]) for one in found)
     chosen = choose_layers(layers, n_layers) if any(one not in OF_THE_MODEL for one in components) else []
     measured = [*([MODEL] if any(one in OF_THE_MODEL for one in components) else []), *chosen]
+    of_run = of_training(tuple(metrics))
     other_places = {
         other: {one.step: place for one, place in _others(other, others or {}, sidecars)}
         for other in other_runs(compare)
@@ -146,10 +162,15 @@ def analyze_run(
                         chosen if layer_pairs and layer != MODEL else (),
                     ),
                     files=tuple(files),
+                    device=device,
+                    data_types=tuple((metric, tuple(chosen)) for metric, chosen in data_types.items()),
                 ),
             )
             for layer in measured
         ]
+        if of_run:
+            folders = tuple(place.folder for place in places[: index + 1])
+            parts.append(partial(measure_training, TrainingTask(name, folders, of_run, run / CURVE)))
         further = more(found[index])
         return [*parts, further] if further else parts
 
@@ -160,7 +181,9 @@ def analyze_run(
     tasks = [(index, number) for index, of_one in parts.items() for number in range(len(of_one))]
     calls = [(parts[index][number],) for index, number in tasks]
     waiting: dict[int, dict[int, list[Row]]] = {}
-    for done, (task, rows) in enumerate(spread(_call, calls, workers=workers), start=1):
+    for done, (task, rows) in enumerate(
+        spread(_call, calls, workers=workers, gpus=GPU_SHARE * (device != "cpu")), start=1
+    ):
         index, number = tasks[task]
         ready = waiting.setdefault(index, {})
         ready[number] = rows
@@ -172,6 +195,23 @@ def analyze_run(
     if sidecars is not None:
         drop_others(sidecars, name, {place.sidecars for place in places if place.sidecars})
     return written
+
+
+def _check_data_types(data_types: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> None:
+    """Raises PicoError where a metric is not measured at all, or has no such type of data."""
+    for name, chosen in data_types.items():
+        if name not in metrics:
+            raise PicoError(
+                f"data types are chosen for {name!r}, which is not measured{nearest(name, metrics)}",
+                where="params.yaml: analysis.data_types",
+                mend="add it to analysis.metrics, or leave it out here",
+            )
+        if wrong := set(chosen) - set(get_metric(name).data_types):
+            raise PicoError(
+                f"metric {name!r} is not defined for {', '.join(sorted(wrong))}",
+                where="params.yaml: analysis.data_types",
+                mend=f"choose from: {', '.join(get_metric(name).data_types)}",
+            )
 
 
 def _call(part: Part) -> list[Row]:

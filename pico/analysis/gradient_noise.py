@@ -11,6 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pico.analysis.limits import require
+from pico.analysis.matrix import Matrix
+from pico.analysis.registry import Undefined, metric
+from pico.errors import PicoError
+
 Array = NDArray[np.float64]
 
 
@@ -41,26 +46,63 @@ def gradient_moments(small: ArrayLike, large: ArrayLike, small_batch: float, lar
     return GradientMoments(signal, noise)
 
 
-def gradient_noise_scale(small: ArrayLike, large: ArrayLike, small_batch: float, large_batch: float) -> float | None:
-    """tr S / |G|^2, the simple noise scale: the batch size at which noise and signal are equal, in examples.
+@metric(
+    definition="tr S / |G|^2 in tokens; X (steps, small batches) and Y (steps, 1) squared gradient norms; |G|^2 = "
+    "(B |g_B|^2 - b |g_b|^2) / (B - b), tr S = (|g_b|^2 - |g_B|^2) / (1/b - 1/B), averaged over steps first",
+    source="McCandlish et al. 2018, arXiv 1812.06162, appendix A.1",
+    types="N",
+    target="batch",
+)
+def gradient_noise_scale(x: Matrix, y: Matrix, *, small_batch: float = 1.0, large_batch: float = 2.0) -> float:
+    """The simple noise scale: the batch size at which noise and signal are equal, in the units of the batch sizes.
 
-    Batches far below it are mostly noise, far above it mostly redundant. Arguments as for `gradient_moments`. None
-    where the estimate of |G|^2 is not positive: more steps, or larger batches, are needed.
+    Batches far below it are mostly noise, far above it mostly redundant. Status n_too_small where the estimate of
+    |G|^2 is not positive: more steps, or larger batches, are needed.
     """
-    signal, noise = gradient_moments(small, large, small_batch, large_batch)
-    return noise / signal if signal > 0 else None
+    signal, noise = _moments(x, y, small_batch, large_batch)
+    if signal <= 0:
+        raise Undefined("n_too_small")
+    return noise / signal
 
 
-def gradient_snr(small: ArrayLike, large: ArrayLike, small_batch: float, large_batch: float) -> float | None:
-    """|G|^2 / (tr S / B): signal over noise, in power, of the gradient of the large batch.
+@metric(
+    definition="B |G|^2 / tr S, X, Y and both estimates as for gradient_noise_scale",
+    source="McCandlish et al. 2018, arXiv 1812.06162, appendix A.1",
+    types="N",
+    target="batch",
+)
+def gradient_snr(x: Matrix, y: Matrix, *, small_batch: float = 1.0, large_batch: float = 2.0) -> float:
+    """Signal over noise, in power, of the gradient of the large batch: B over the noise scale."""
+    signal, noise = _moments(x, y, small_batch, large_batch)
+    if noise <= 0:
+        raise Undefined("n_too_small")
+    return signal / (noise / large_batch)
 
-    It is B over the noise scale. Arguments as for `gradient_moments`. None where the estimate of tr S is not positive.
-    """
-    signal, noise = gradient_moments(small, large, small_batch, large_batch)
-    return signal / (noise / large_batch) if noise > 0 else None
+
+def _moments(x: Matrix, y: Matrix, small_batch: float, large_batch: float) -> GradientMoments:
+    require(0 < small_batch < large_batch, "gradient noise", "small_batch", small_batch, "above 0, below large_batch")
+    if y.p != 1:
+        raise PicoError(f"Y has {y.p} columns", mend="give one squared norm a step: (steps, 1)")
+    if not (np.any(x.values) or np.any(y.values)):
+        raise Undefined("zero")
+    return gradient_moments(x.values, y.values[:, 0], small_batch, large_batch)
 
 
-def loss_spike_score(loss: ArrayLike, *, window: int = 32, threshold: float = 6.0) -> float | None:
+@metric(
+    definition="share of steps whose loss is over `threshold` robust deviations above the `window` losses before; X "
+    "the loss of every step, (steps, 1)",
+    source="OLMo et al. 2025, arXiv 2501.00656 (with median and median absolute deviation)",
+    types="L",
+)
+def loss_spike_score(x: Matrix, *, window: int = 32, threshold: float = 6.0) -> float:
+    """How often the loss jumps; see `spike_score`. Status n_too_small where no step has a full window."""
+    found = spike_score(x.values[:, 0], window=window, threshold=threshold)
+    if found is None:
+        raise Undefined("n_too_small")
+    return found
+
+
+def spike_score(loss: ArrayLike, *, window: int = 32, threshold: float = 6.0) -> float | None:
     """The share of steps whose loss lies over `threshold` robust deviations above the `window` losses before it.
 
     loss: (steps,). The baseline is the median of the window, the deviation 1.4826 times its median absolute deviation

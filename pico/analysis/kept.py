@@ -20,7 +20,7 @@ class KeptMatrix(Matrix):
     def __init__(self, header: dict[str, Any], make: Callable[[], Matrix], spectrum: Array | None) -> None:
         self.n, self.p, self.dtype = header["n"], header["p"], header["dtype"]
         self._structural_rank, self._make = header["rank"], make
-        self.__dict__["_largest"] = float(header["largest"])  # the value of a cached property
+        self.__dict__["size"] = float(header["size"])  # the value of a cached property
         if spectrum is not None:
             self.__dict__["spectrum"] = spectrum
 
@@ -29,11 +29,11 @@ class KeptMatrix(Matrix):
         return int(self._structural_rank)
 
     def __getattr__(self, name: str) -> Any:
-        """What a Matrix is given when it is made: `features` and the factors."""
+        """What a Matrix is given when it is made: its entries or its factors."""
         if name.startswith("__") or name == "_make":
             raise AttributeError(name)
         made = self._make()
-        for own in ("features", "_left", "_right"):
+        for own in ("dense", "factors"):
             self.__dict__[own] = getattr(made, own)
         return self.__dict__[name] if name in self.__dict__ else getattr(made, name)
 
@@ -45,7 +45,7 @@ def header(matrix: Matrix) -> dict[str, Any]:
         "p": matrix.p,
         "dtype": matrix.dtype,
         "rank": matrix.largest_rank,
-        "largest": repr(matrix._largest),
+        "size": repr(matrix.size),
     }
 
 

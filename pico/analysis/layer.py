@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pico.analysis import blocks, circuits
+from pico.analysis.algebra import on_device
 from pico.analysis.components import Key
 from pico.analysis.kept import Layer
 from pico.analysis.matrix import Matrix
@@ -60,6 +61,10 @@ class Task:
     """What metrics with target `last` compare with."""
     files: tuple[MetricFile, ...] = ()
     """The user's own metrics and components."""
+    data_types: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Metrics that are measured of these types of data only; of the others of all that they are defined for."""
+    device: str = "cpu"
+    """Where dense operations run: "cpu" or "cuda"."""
 
 
 def measure_layer(task: Task) -> list[Row]:
@@ -69,7 +74,8 @@ def measure_layer(task: Task) -> list[Row]:
     bit, with or without.
     """
     load_metric_files(task.files)
-    return _Measuring(task).rows()
+    with on_device(task.device):
+        return _Measuring(task).rows()
 
 
 class _Measuring:
@@ -81,6 +87,7 @@ class _Measuring:
         self._fingerprints: dict[str, str] = {}
         self.own = self._layer(task.place)
         self.step = self.own.checkpoint.step
+        self.data_types = dict(task.data_types)
         self.tokens = int(self.own.checkpoint.trainer["tokens"])
 
     def rows(self) -> list[Row]:
@@ -91,16 +98,19 @@ class _Measuring:
             # One matrix at a time: its spectrum, Gram factor and sorted entries serve every metric, then go.
             matrices = _Matrices(key, self.own)
             for metric in metrics:
-                if key.data_type in metric.data_types:
+                if self._wanted(metric, key):
                     rows += self._of(metric, key, matrices)
             for target in self.task.targets:  # the outer loop, so that each target's factor is read once
                 for metric in comparing:
-                    if key.data_type in metric.data_types:
+                    if self._wanted(metric, key):
                         rows += self._compared(metric, key, matrices, target)
             self.own.keep_spectrum(key, matrices.x)
         for layer in self._layers.values():
             layer.sidecar.flush()
         return rows
+
+    def _wanted(self, metric: Metric, key: Key) -> bool:
+        return key.data_type in self.data_types.get(metric.name, metric.data_types)
 
     def _of(self, metric: Metric, key: Key, matrices: "_Matrices") -> Iterator[Row]:
         """The row of one metric of one matrix, if any; those of comparisons with targets are `_compared`'s."""

@@ -7,10 +7,12 @@ that does not depend on the basis of the columns comes from a small matrix with 
 import math
 import sys
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pico.analysis.algebra import algebra
 
 Array = NDArray[np.float64]
 
@@ -26,12 +28,18 @@ class Matrix:
     """
 
     def __init__(
-        self, features: Array, *, p: int, dtype: str, right: Array | None = None, left: Array | None = None
+        self,
+        dense: Array | None,
+        *,
+        p: int,
+        dtype: str,
+        factors: tuple[Array, Array] | None = None,
     ) -> None:
-        self.features = features
-        """(n, k), k <= p: rows with the inner products of the matrix's rows; where it is dense, the matrix itself."""
-        self.n, self.p, self.dtype = len(features), p, dtype
-        self._left, self._right = left, right
+        """By its entries, or by finite factors; `p` columns may be more than `dense` has (see `features`)."""
+        self.dense = dense
+        self.factors = factors
+        """Left (n, k) and right (k, p), k < p, where the matrix was given by them."""
+        self.n, self.p, self.dtype = len(factors[0] if factors else cast(Array, dense)), p, dtype
 
     @classmethod
     def of(cls, array: Any) -> "Matrix":
@@ -52,36 +60,61 @@ class Matrix:
         """
         (a, own), (b, _) = _float64(left), _float64(right)
         dtype = dtype or own
-        if a.shape[1] >= b.shape[1] or not np.isfinite(b).all():
+        if a.shape[1] >= b.shape[1] or not (np.isfinite(_size(a)) and np.isfinite(_size(b))):
             return cls(a @ b, p=b.shape[1], dtype=dtype)
-        return cls(a @ _lower(b), p=b.shape[1], dtype=dtype, left=a, right=b)
+        return cls(None, p=b.shape[1], dtype=dtype, factors=(a, b))
+
+    @cached_property
+    def features(self) -> Array:
+        """(n, k), k <= p: rows with the inner products of the matrix's rows; where it is dense, the matrix itself."""
+        if self.factors is None:
+            return cast(Array, self.dense)
+        (left, by_left), (right, by_right) = self._units
+        try:  # many times faster than QR; the squaring costs what it costs in `spectrum`
+            lower = np.asarray(np.linalg.cholesky(self._inner[1]), np.float64)
+        except np.linalg.LinAlgError:  # the right factor has dependent rows
+            lower = triangle(right.T).T
+        return shifted(left @ lower, by_left + by_right)
 
     @cached_property
     def values(self) -> Array:
         """(n, p): the entries."""
-        if self._left is None or self._right is None:
-            return self.features
-        return self._left @ self._right
+        return self.features if self.factors is None else self.factors[0] @ self.factors[1]
 
     @cached_property
-    def _largest(self) -> float:
-        """The largest absolute entry of `features`; NaN or infinite where any entry is."""
-        return float(max(np.max(self.features, initial=0.0), -np.min(self.features, initial=0.0)))
+    def size(self) -> float:
+        """The largest absolute entry, or, of a product, its Frobenius norm; NaN or infinite where any entry is."""
+        if self.factors is None:
+            return _size(self.features)
+        left, right, exponent = self._inner
+        return float(np.ldexp(np.sqrt(max(float(np.vdot(left, right)), 0.0)), exponent))
+
+    @cached_property
+    def _units(self) -> tuple[tuple[Array, int], tuple[Array, int]]:
+        """The factors over powers of two near their largest entries, and those powers."""
+        left, right = cast(tuple[Array, Array], self.factors)
+        return _unit(left), _unit(right)
+
+    @cached_property
+    def _inner(self) -> tuple[Array, Array, int]:
+        """Left^T left and right right^T, (k, k) each, of `_units`; and the sum of those powers of two."""
+        (left, by_left), (right, by_right) = self._units
+        return algebra().inner(left), algebra().inner(right.T), by_left + by_right
 
     @property
     def finite(self) -> bool:
         """No NaN and no infinity."""
-        return bool(np.isfinite(self._largest))
+        return bool(np.isfinite(self.size))
 
     @property
     def largest_rank(self) -> int:
         """The structural rank: the largest that the shape, or the factors, allow."""
-        return min(self.features.shape)
+        return min(self.n, self.features.shape[1] if self.factors is None else len(self.factors[1]))
 
     @cached_property
     def exponent(self) -> int:
         """The power of two that `unit` is divided by."""
-        return int(np.frexp(self._largest)[1])
+        return int(np.frexp(self.size)[1])
 
     @cached_property
     def unit(self) -> Array:
@@ -94,12 +127,29 @@ class Matrix:
 
     @cached_property
     def spectrum(self) -> Array:
-        """(min(n, k),): singular values of `unit`, descending, from the float64 Gram matrix of the smaller side.
+        """(min(n, k),): singular values of `unit`, descending, from float64 Gram matrices of the smaller side.
+
+        Of a product A B the squares are the eigenvalues of (A^T A)(B B^T), so that not even `features` is needed.
 
         Squaring costs half of float64's digits: values under sqrt(side * eps) of the largest cannot be told from 0, and
         are 0. States carry float32's digits, so nothing of theirs is lost; and this is many times faster than SVD.
         """
+        if self.factors is not None and len(self.factors[1]) <= self.n:
+            left, right, exponent = self._inner
+            try:
+                squares = algebra().product_eigenvalues(left, right)
+                return shifted(_roots(squares), exponent - self.exponent)
+            except np.linalg.LinAlgError:  # the right factor has dependent rows
+                pass
         return singular_values(self.unit)
+
+    @cached_property
+    def energy(self) -> float:
+        """The squared Frobenius norm of `unit`."""
+        if self.factors is None:
+            return float(np.sum(np.square(self.unit)))  # in pairs, which loses fewer digits than a dot product
+        left, right, exponent = self._inner
+        return float(np.ldexp(max(float(np.vdot(left, right)), 0.0), 2 * (exponent - self.exponent)))
 
     @cached_property
     def rank(self) -> int:
@@ -127,13 +177,13 @@ class Matrix:
     @cached_property
     def gram(self) -> Array:
         """(n, n): inner products of the centred rows."""
-        return self.centred @ self.centred.T
+        return algebra().inner(self.centred.T)
 
     @cached_property
     def gram_energy(self) -> float:
         """The squared Frobenius norm of `gram`, from the smaller side."""
         if self.centred.shape[1] < self.n:
-            return _energy(self.centred.T @ self.centred)
+            return _energy(algebra().inner(self.centred))
         return _energy(self.gram)
 
     def squared_distances(self) -> Array:
@@ -142,9 +192,9 @@ class Matrix:
 
     def unit_values(self) -> Array:
         """(n, p): the entries on the scale of `unit`; not kept."""
-        if self._left is None or self._right is None:
+        if self.factors is None:
             return self.unit
-        return shifted(self._left, -self.exponent) @ self._right
+        return shifted(self.factors[0], -self.exponent) @ self.factors[1]
 
     @cached_property
     def magnitudes(self) -> NDArray:
@@ -153,19 +203,15 @@ class Matrix:
         Sorting is the dearest step on wide activations; in float32, which holds every stored entry, it takes half.
         """
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            entries = self.unit_values().copy()
-        elif self._left is None or self._right is None:
-            entries = self.unit.astype(np.float32)
-        else:
-            (left, by_left), (right, by_right) = _narrow(self._left), _narrow(self._right)
-            exponent = by_left + by_right - self.exponent
-            if abs(exponent) < 64:  # on the smaller matrix; far above 0 only where nearly all cancels
-                entries = np.ldexp(left, exponent) @ right
-            else:
-                entries = np.ldexp(left @ right, exponent)
-        entries = np.abs(entries, out=entries).reshape(-1)
-        entries.sort()
-        return entries
+            return algebra().sorted_magnitudes(self.unit_values())
+        if self.factors is None:
+            return algebra().sorted_magnitudes(self.unit.astype(np.float32))
+        (left, by_left), (right, by_right) = self._units
+        narrow = left.astype(np.float32), right.astype(np.float32)
+        exponent = by_left + by_right - self.exponent
+        if abs(exponent) < 64:  # on the smaller matrix; far above 0 only where nearly all cancels
+            return algebra().sorted_magnitudes(np.ldexp(narrow[0], exponent), narrow[1])
+        return np.ldexp(algebra().sorted_magnitudes(*narrow), exponent)
 
 
 def shifted(array: Array, exponent: int) -> Array:
@@ -175,24 +221,15 @@ def shifted(array: Array, exponent: int) -> Array:
     return np.ldexp(array, exponent)  # slower, but the factor itself would overflow
 
 
-def _narrow(array: Array) -> tuple[NDArray, int]:
-    """The array over a power of two near its largest entry, in float32, and that power."""
-    exponent = int(np.frexp(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))[1])
-    return shifted(array, -exponent).astype(np.float32), exponent
+def _size(array: Array) -> float:
+    """The largest absolute entry; NaN where any entry is."""
+    return float(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))
 
 
-def _lower(array: Array) -> Array:
-    """L of array array^T = L L^T for (k, p) with k < p, finite: by Cholesky, many times faster than by QR.
-
-    Squaring costs what it costs in `Matrix.spectrum`: singular values under 1e-8 of the largest. QR where it fails.
-    """
-    largest = float(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))
-    exponent = int(np.frexp(largest)[1])
-    unit = shifted(array, -exponent)
-    try:
-        return shifted(np.asarray(np.linalg.cholesky(unit @ unit.T), np.float64), exponent)
-    except np.linalg.LinAlgError:  # of lower rank
-        return triangle(array.T).T
+def _unit(array: Array) -> tuple[Array, int]:
+    """The array over a power of two near its largest entry, and that power."""
+    exponent = int(np.frexp(_size(array))[1])
+    return shifted(array, -exponent), exponent
 
 
 def triangle(array: Array) -> Array:
@@ -202,10 +239,14 @@ def triangle(array: Array) -> Array:
 
 def singular_values(rows: Array) -> Array:
     """Singular values of a (n, k) matrix, descending, from its smaller side's Gram matrix; see `Matrix.spectrum`."""
-    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
-    squares = np.linalg.eigvalsh(gram)[::-1]
-    squares = np.where(squares > len(gram) * EPS64 * squares[:1], squares, 0.0)
-    return np.sqrt(squares)
+    gram = algebra().inner(rows.T if rows.shape[0] <= rows.shape[1] else rows)
+    return _roots(algebra().eigenvalues(gram))
+
+
+def _roots(squares: NDArray) -> Array:
+    """Square roots of a Gram matrix's ascending eigenvalues, descending; 0 for what is rounding beside the largest."""
+    squares = squares[::-1]
+    return np.sqrt(np.where(squares > len(squares) * EPS64 * squares[:1], squares, 0.0))
 
 
 def _energy(array: Array) -> float:

@@ -13,11 +13,11 @@ from pico.analysis.matrix import Matrix
 from pico.analysis.trajectory import Trajectory
 from pico.errors import PicoError
 
-DATA_TYPES = {"A": "activations", "W": "weights", "G": "gradients"}
-TARGETS = ("last", "previous", "first", "update", "path")
+DATA_TYPES = {"A": "activations", "W": "weights", "G": "gradients", "N": "gradient_norms", "L": "loss"}
+TARGETS = ("last", "previous", "first", "update", "path", "batch")
 """What the second operand is. `last`: the checkpoint that analysis.compare names, the last one by default; `previous`,
 `first`: the one before, the first one; `update`: X is the change since the one before, Y the change before that;
-`path`: all states of X up to now, a Trajectory."""
+`path`: all states of X up to now, a Trajectory; `batch`: the same of the whole batch, where X is of small ones."""
 GRAM = frozenset({
     "linear_cka", "debiased_cka", "minibatch_cka", "rbf_cka", "cca_mean", "svcca", "procrustes", "rsa", "mutual_knn",
 })  # fmt: skip

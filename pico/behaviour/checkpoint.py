@@ -14,7 +14,7 @@ from pico.behaviour.settings import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.data.loader import TokenRows, heldout_rows
 from pico.files import read_json, sha256_file
-from pico.model import load_decoder
+from pico.model import Decoder, load_decoder
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class BehaviourTask:
     seeds: dict[str, Path] = field(default_factory=dict)
     """Name of a run with another seed -> its checkpoint, for kl_to_seed."""
     settings: BehaviourSettings = field(default_factory=BehaviourSettings)
+    device: str = "cpu"
+    """Where the model runs: "cpu" or "cuda"."""
 
 
 def identity(tokens: Path, settings: BehaviourSettings) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def measure_checkpoint(task: BehaviourTask) -> list[Row]:
     Memory: the checkpoint, one other at a time, and the counts of `ngram_rows` training rows.
     """
     checkpoint, settings = Checkpoint(task.folder), task.settings
-    decoder = load_decoder(checkpoint)
+    decoder = _load(checkpoint, task.device)
     training = TokenRows(task.tokens / "train")
     counted = training.rows(spread_evenly(np.arange(training.n_rows), settings.ngram_rows))
     first = training.rows(np.arange(min(training.n_rows, max(settings.memorised_rows, settings.landscape_rows))))
@@ -67,10 +69,14 @@ def measure_checkpoint(task: BehaviourTask) -> list[Row]:
         training_rows=first,
         ngrams=NGrams(counted, decoder.config.vocab_size),
         compared=[
-            Compared(metric, partial(load_decoder, Checkpoint(folder)), Checkpoint(folder).step, name)
+            Compared(metric, partial(_load, Checkpoint(folder), task.device), Checkpoint(folder).step, name)
             for metric, name, folder in others
             if metric in settings.metrics
         ],
         exclude=(int(read_json(task.tokens / "tokenizer" / "meta.json")["eos_id"]),),
         settings=settings,
     )
+
+
+def _load(checkpoint: Checkpoint, device: str) -> Decoder:
+    return load_decoder(checkpoint).to(device)

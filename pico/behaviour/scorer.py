@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pico.errors import PicoError
 from pico.model import Decoder
-from pico.model.decoder import Attention, Block, rotate
+from pico.model.decoder import Attention, Block
 
 LOGITS_AT_ONCE = 1 << 20
 """Elements of a (positions, vocabulary) chunk: 4 MB of float32, whatever the number of rows asked for."""
@@ -83,7 +83,7 @@ class DecoderScorer:
 
     @torch.no_grad()
     def attention_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
-        x = self.model.embedding_proj(input_ids.to(self._device))
+        x = self.model.embed(input_ids.to(self._device))
         table = self.model.rotary[: input_ids.shape[1]]
         for layer in self.model.layers:
             assert isinstance(layer, Block)
@@ -106,9 +106,7 @@ def causal_scores(attention: Attention, x: Tensor, table: Tensor) -> Tensor:
 
     x: (batch, seq, d_model), the normalised input; table: see pico.model.decoder.rotate. -inf where the key is later.
     """
-    heads = (-1, attention.head_dim)
-    q = rotate(attention.q_proj(x).unflatten(-1, heads), table).transpose(1, 2).float()
-    k = rotate(attention.k_proj(x).unflatten(-1, heads), table).transpose(1, 2).float()
+    q, k = (part.transpose(1, 2).float() for part in attention.project(x, table)[:2])
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # query head h reads key/value head h // group
     return mask_future(q @ k.transpose(-1, -2) / math.sqrt(attention.head_dim))
 

@@ -10,7 +10,7 @@ from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
 from pico.analysis.registry import get_metric
 from pico.analysis.table import read_table
 from pico.capture.places import Place
-from pico.capture.run import Settings, captured_run
+from pico.capture.run import Settings, captured_run, device
 from pico.errors import PicoError
 from pico.files import full_disk_named, write_atomic, write_json
 
@@ -61,7 +61,7 @@ def analyze_place(
     for component in components:
         get_component(component)
     run, layers = captured_run(place, settings, root, lambda *told: report("capture", *told) if report else None)
-    work = analysis_folder(run, name, metrics, components, root, layers=layers, files=files)
+    work = analysis_folder(run, name, metrics, components, root, layers=layers, files=files, device=device())
     written = analyze_run(
         run,
         name,
@@ -70,6 +70,7 @@ def analyze_place(
         work,
         layers=layers,
         files=files,
+        device=device(),
         report=lambda *told: report("measure", *told) if report else None,
     )
     about = {

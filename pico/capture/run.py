@@ -74,11 +74,19 @@ def captured_run(
                 f"{last} is one checkpoint of a pico run", mend="name the run: the folder that holds checkpoints/"
             )
         return last.parent.parent, choose_layers(settings.layers, Checkpoint(last).config["n_layers"])
+    run = working_folder("capture", identity(place, settings), root)
+    capture_into(run, place, settings, report)
+    return run, list(Checkpoint(run / "checkpoints" / step_name(next(reversed(place.folders)))).config["layers"])
+
+
+def capture_into(run: Path, place: Place, settings: Settings, report: Report | None = None) -> None:
+    """Writes `run/checkpoints/step_*` with the states of every checkpoint of the place, on the batch of `settings`.
+
+    Each is written whole or not at all, and those that are there are kept. Raises PicoError as `captured_run`.
+    """
     if unknown := sorted(set(settings.modules) - {*KNOWN, RESIDUAL}):
         raise PicoError(f"{unknown[0]!r} is not a module", mend=f"choose from: {', '.join((*KNOWN, RESIDUAL))}")
     read = {"pico": _pico, "published": _published, "hugging_face": _hugging_face}[place.kind]
-    run = working_folder("capture", _identity(place, settings), root)
-    layers: list[int] = []
     for done, (step, folder) in enumerate(place.folders.items()):
         target = run / "checkpoints" / step_name(step)
         if not (target / MANIFEST).exists():
@@ -92,10 +100,8 @@ def captured_run(
                 dynamics=made.dynamics,
                 dynamics_metadata=made.metadata,
             )
-        layers = list(Checkpoint(target).config["layers"])
         if report:
             report(done + 1, len(place.folders))
-    return run, layers
 
 
 @dataclass(frozen=True)
@@ -131,14 +137,14 @@ def _decoder(model: Decoder, weights: Mapping[str, Tensor], folder: Path, settin
     modules = [module for module in settings.modules if module != RESIDUAL]
     # of our decoder the stream is the sum of what is added to it, which the analysis makes from these
     whole = ["embedding_proj"] if RESIDUAL in settings.modules else []
-    activations, gradients = capture(
-        model.to(_device()),
+    captured = capture(
+        model.to(device()),
         rows,
         suffixes=[*whole, *(f"layers.{layer}.{module}" for layer in layers for module in modules)],
         positions=settings.positions,
         micro_batch_size=settings.micro_batch_size,
     )
-    return _made(config.to_dict(), layers, States(weights, activations, gradients), rows, settings)
+    return _made(config.to_dict(), layers, States(weights, captured.activations, captured.gradients), rows, settings)
 
 
 def _hugging_face(folder: Path, settings: Settings) -> _Made:
@@ -148,7 +154,7 @@ def _hugging_face(folder: Path, settings: Settings) -> _Made:
     layers = choose_layers(settings.layers, config.num_hidden_layers)
     context = int(getattr(config, "max_position_embeddings", None) or 2**31)
     rows = _rows(folder, settings, context, config.vocab_size)
-    model, stored = load_model(folder, _device())
+    model, stored = load_model(folder, device())
     states = capture_states(
         model,
         architecture,
@@ -189,11 +195,12 @@ def _rows(folder: Path, settings: Settings, context: int, vocab_size: int) -> Te
     )
 
 
-def _device() -> str:
+def device() -> str:
+    """Where models run: the GPU, where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _identity(place: Place, settings: Settings) -> dict[str, Any]:
+def identity(place: Place, settings: Settings) -> dict[str, Any]:
     """All that the states depend on. Paths stand for what they hold."""
     chosen = {name: value for name, value in asdict(settings).items() if not isinstance(value, Path)}
     for name in ("text", "mapping"):

@@ -18,6 +18,11 @@ def low_hashes(hashes: np.ndarray, fraction: float) -> np.ndarray:
     return (hashes >> np.uint64(12)) < fraction * 2**52  # 52 bits: exact in a double
 
 
+def is_low(identity: str, fraction: float) -> bool:
+    """Whether a hash in hex, read as a number in [0, 1), is below `fraction`."""
+    return int(identity[:13], 16) < fraction * 2**52  # 13 hex digits: exact in a double
+
+
 def spread_evenly(rows: int, limit: int) -> np.ndarray:
     """The numbers of at most `limit` of `rows` rows, evenly spread: int64, ascending.
 

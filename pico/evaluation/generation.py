@@ -1,13 +1,11 @@
-"""Greedy generation for lm-eval's generative tasks: batches of prompts, padded on the right."""
+"""Greedy generation for lm-eval's generative tasks: batches of distinct prompts, cut to fit."""
 
 from collections.abc import Sequence
 
-import torch
-
 from pico.model import Decoder
+from pico.model import generate as continue_texts
 
 
-@torch.inference_mode()
 def generate(
     model: Decoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_id: int, batch_size: int
 ) -> list[list[int]]:
@@ -23,29 +21,6 @@ def generate(
     found: dict[tuple[int, ...], list[int]] = {}
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
-        found.update(zip(batch, _generate_batch(model, batch, max_new_tokens, eos_id), strict=True))
+        texts = continue_texts(model, batch, max_new_tokens=max_new_tokens, eos_id=eos_id)
+        found.update(zip(batch, texts, strict=True))
     return [found[ids] for ids in cut]
-
-
-def _generate_batch(model: Decoder, batch: Sequence[tuple[int, ...]], budget: int, eos_id: int) -> list[list[int]]:
-    """One token a row and pass, until every row has met EOS, its budget, or the end of the context."""
-    device = model.embedding_proj.weight.device
-    limit = model.config.max_seq_len
-    lengths = torch.tensor([len(ids) for ids in batch])
-    width = min(limit, int(lengths.max()) + budget)
-    ids = torch.zeros(len(batch), width, dtype=torch.int64)
-    for row, prompt in enumerate(batch):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    starts = lengths.clone()
-    open_rows = torch.arange(len(batch))
-    while len(open_rows):
-        ends = lengths[open_rows]
-        hidden = model.hidden(ids[open_rows, : int(ends.max())].to(device))
-        last = hidden[torch.arange(len(open_rows), device=device), (ends - 1).to(device)]
-        following = model.de_embedding_proj(last).float().argmax(-1).cpu()
-        goes_on = following != eos_id
-        open_rows, following = open_rows[goes_on], following[goes_on]
-        ids[open_rows, lengths[open_rows]] = following
-        lengths[open_rows] += 1
-        open_rows = open_rows[(lengths[open_rows] < width) & (lengths[open_rows] - starts[open_rows] < budget)]
-    return [ids[row, starts[row] : lengths[row]].tolist() for row in range(len(batch))]

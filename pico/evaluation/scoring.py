@@ -63,8 +63,8 @@ def windows(context: Sequence[int], continuation: Sequence[int], max_seq_len: in
 def rows_of(wanted: Iterable[Window], max_seq_len: int) -> list[Row]:
     """The distinct windows as rows, longest first within those of several windows and within those of one.
 
-    Windows of one context share a row while it is no longer than 4 times the context, and max_seq_len: beyond, what
-    the mask of a long row costs would outweigh what it saves.
+    Windows of one context share a row while it is no longer than 4 times the context, and max_seq_len: they are run one
+    after another, and beyond, more would be lost by that than the context saves.
     """
     rows = []
     for context, group in groupby(sorted(set(wanted)), key=lambda window: window.context):

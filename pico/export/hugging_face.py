@@ -1,5 +1,8 @@
 """A Hugging Face folder from a checkpoint: the Llama architecture, so that any tool loads it with no remote code.
 
+Decoders with one of the options of DecoderConfig that Llama lacks become the architecture of transformers that has it
+(Qwen3: norms of queries and keys; StableLM: LayerNorm; SmolLM3: layers without positions).
+
 Our attention rotates interleaved pairs (2j, 2j + 1) of each head; Llama rotates pairs (j, j + head_dim / 2). The two
 are the same function once the rows of q and k are permuted within each head, so the folder holds permuted rows and
 nothing else changes. `verify_export` proves it on real tokens before anything is published.
@@ -41,8 +44,42 @@ LAYER_NAMES = {
 }
 
 
+NORM_NAMES = {
+    "attention.q_norm.weight": "self_attn.q_norm.weight",
+    "attention.k_norm.weight": "self_attn.k_norm.weight",
+}
+ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight", *NORM_NAMES)
+
+
+def architecture(config: DecoderConfig) -> tuple[str, str]:
+    """The class and the model_type of transformers that compute what this decoder computes.
+
+    Raises PicoError, naming the options, where there is none.
+    """
+    options = {
+        "norm": config.norm == "layernorm",
+        "positions": config.positions != "rotary",
+        "qk_norm": config.qk_norm,
+    }
+    found = [name for name, given in options.items() if given]
+    if not found:
+        return "LlamaForCausalLM", "llama"
+    if found == ["qk_norm"]:
+        return "Qwen3ForCausalLM", "qwen3"
+    if found == ["norm"]:
+        return "StableLmForCausalLM", "stablelm"
+    if found == ["positions"] and config.positions == "none":
+        return "SmolLM3ForCausalLM", "smollm3"
+    given = ", ".join(f"{name} = {getattr(config, name)}" for name in found)
+    raise PicoError(
+        f"no architecture of transformers is a gated decoder without biases with {given}",
+        mend="use the checkpoint with pico.model.load_decoder, or train with one such option at most "
+        "(norm: layernorm, positions: none, qk_norm: true), which can be exported",
+    )
+
+
 def interleaved_to_halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Reorders the rows of a q or k projection, (heads * head_dim, d_model): in each head even rows first, then odd."""
+    """Reorders the rows of a q or k projection, (heads * head_dim, ...): in each head even rows first, then odd."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
@@ -56,8 +93,9 @@ def llama_name(name: str) -> str:
     if name in MODEL_NAMES:
         return MODEL_NAMES[name]
     parts = name.split(".", 2)
-    if parts[0] == "layers" and len(parts) == 3 and parts[2] in LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}"
+    names = {**LAYER_NAMES, **NORM_NAMES}
+    if parts[0] == "layers" and len(parts) == 3 and parts[2] in names:
+        return f"model.layers.{parts[1]}.{names[parts[2]]}"
     raise PicoError(
         f"parameter {name} has no counterpart in the Llama architecture",
         mend="only pico-decoder checkpoints are exported",
@@ -65,41 +103,49 @@ def llama_name(name: str) -> str:
 
 
 def llama_tensors(weights: Mapping[str, Tensor], config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The parameters of a checkpoint under Llama's names, in `dtype`, with q and k in Llama's row order."""
+    """The parameters of a checkpoint under Llama's names, in `dtype`, with q and k in Llama's row order.
+
+    Tied embeddings are there once. StableLM's norms have biases, which are 0.
+    """
     tensors = {}
     for name in sorted(weights):
+        if config.tied_embeddings and name == "de_embedding_proj.weight":
+            continue
         weight = weights[name].to(dtype)
-        if name.endswith(("attention.q_proj.weight", "attention.k_proj.weight")):
+        if name.endswith(ROTATED):
             weight = interleaved_to_halves(weight, config.head_dim)
         tensors[llama_name(name)] = weight.contiguous()
+        if config.norm == "layernorm" and name.endswith("norm.weight"):
+            tensors[llama_name(name).removesuffix("weight") + "bias"] = torch.zeros_like(weight)
     return tensors
 
 
-def embedding_parameters(weights: Mapping[str, Tensor]) -> int:
-    """How many parameters the input and output embeddings hold."""
-    return sum(weights[name].numel() for name in ("embedding_proj.weight", "de_embedding_proj.weight"))
-
-
 def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM.
+    """config.json of a LlamaForCausalLM, or of the `architecture` that fits.
 
     Rotary settings and the type are given under their older names as well, which llama.cpp, vLLM and transformers 4
     read; no version of a library is in it, so equal models give equal bytes.
     """
+    model_class, model_type = architecture(config)
+    own: dict[str, Any] = {}
+    if model_type == "stablelm":
+        own = {"layer_norm_eps": config.norm_eps, "partial_rotary_factor": 1.0}
+    elif model_type == "smollm3":
+        own = {"no_rope_layers": [0] * config.n_layers}
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [model_class],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": config.activation,
         "hidden_size": config.d_model,
         "initializer_range": 0.02,
         "intermediate_size": config.activation_hidden_dim,
         "max_position_embeddings": config.max_seq_len,
         "mlp_bias": False,
-        "model_type": "llama",
+        "model_type": model_type,
         "num_attention_heads": config.attention_n_heads,
         "num_hidden_layers": config.n_layers,
         "num_key_value_heads": config.attention_n_kv_heads,
@@ -107,18 +153,20 @@ def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str,
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_theta": config.position_emb_theta, "rope_type": "default"},
         "rope_theta": config.position_emb_theta,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": config.vocab_size,
+        **own,
     }
 
 
 def write_model(folder: Path, checkpoint: Checkpoint, *, dtype: str, eos_id: int) -> None:
     """Writes config.json, generation_config.json and model.safetensors into `folder`; `dtype`: a key of DTYPES."""
     config = DecoderConfig.from_dict(checkpoint.config)
+    described = llama_config(config, dtype=dtype, eos_id=eos_id)  # refuses what cannot be exported
     tensors = llama_tensors(checkpoint.model(), config, DTYPES[dtype])
-    write_json(folder / "config.json", llama_config(config, dtype=dtype, eos_id=eos_id))
+    write_json(folder / "config.json", described)
     write_json(
         folder / "generation_config.json",
         {"bos_token_id": eos_id, "do_sample": False, "eos_token_id": eos_id, "pad_token_id": eos_id},
@@ -136,7 +184,7 @@ def verify_export(folder: Path, checkpoint: Checkpoint, input_ids: Tensor) -> fl
     largest absolute difference of a logit; raises PicoError when it exceeds TOLERANCE or is not a number.
     """
     theirs = load_exported(folder)
-    exported = read_tensors(folder / "model.safetensors")["lm_head.weight"].dtype
+    exported = read_tensors(folder / "model.safetensors")["model.embed_tokens.weight"].dtype
     ours = Decoder(DecoderConfig.from_dict(checkpoint.config)).eval()
     ours.load_state_dict({name: weight.to(exported).float() for name, weight in checkpoint.model().items()})
     worst = 0.0

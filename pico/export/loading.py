@@ -7,7 +7,7 @@ import torch
 
 
 def load_exported(folder: Path) -> Any:
-    """The folder's LlamaForCausalLM in float32 and eval mode, whatever type its weights are stored in."""
+    """The folder's model in float32 and eval mode, whatever type its weights are stored in."""
     from transformers import AutoModelForCausalLM  # slow to import, so only where it is used
     from transformers.utils import logging
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Logits held at a time, as float32: 8 MB stay near a CPU's cache; 1 GB keeps a GPU's matrix products large."""
+from pico.model.linear import linear
+
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits held at a time, as float32: 16 MB stay near a CPU's cache; 1 GB keeps a GPU's matrix products large."""
 
 
 def linear_cross_entropy(
@@ -30,7 +32,7 @@ def linear_cross_entropy(
         hidden = hidden.to(weight.dtype)
     if reduction == "none":
         with torch.no_grad():
-            return torch.cat([_losses(hidden[rows] @ weight.T, targets[rows]) for rows in _chunks(hidden, weight)])
+            return torch.cat([_losses(linear(hidden[rows], weight), targets[rows]) for rows in _chunks(hidden, weight)])
     total = _LinearCrossEntropy.apply(hidden, weight, targets)
     return total / len(targets) if reduction == "mean" else total
 
@@ -44,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(hidden, weight):
-            log_p = (hidden[rows] @ weight.T).float().log_softmax(-1)
+            log_p = linear(hidden[rows], weight).float().log_softmax(-1)
             total -= log_p.gather(-1, targets[rows, None]).sum()
             if for_hidden is None and for_weight is None:
                 continue
@@ -53,12 +55,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             slope[torch.arange(len(slope), device=slope.device), targets[rows]] -= 1.0
             slope = slope.to(hidden.dtype)
             if for_hidden is not None:
-                torch.mm(slope, weight, out=for_hidden[rows])
+                for_hidden[rows] = linear(slope, weight.T)
             if for_weight is not None:
-                if for_weight.dtype == slope.dtype:
-                    for_weight.addmm_(slope.T, hidden[rows])
-                else:
-                    for_weight += slope.T @ hidden[rows]
+                for_weight += linear(slope.T, hidden[rows].T)
         ctx.save_for_backward(for_hidden, for_weight)
         ctx.weight_type = weight.dtype
         return total

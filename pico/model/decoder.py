@@ -7,12 +7,14 @@
 
 Read it from the bottom up: `Decoder` is made of `Block`s, a block of `Attention` and `SwiGLU`. No biases anywhere;
 input and output embeddings are separate. Sources: Llama (arXiv 2302.13971), grouped queries (2305.13245), rotary
-embeddings (2104.09864), SwiGLU (2002.05202), Pico (2509.16413).
+embeddings (2104.09864), SwiGLU (2002.05202), Pico (2509.16413). Five options depart from it, for studies of what each
+part does; without them the model is the published one, to the bit.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +22,17 @@ from torch import Tensor, nn
 
 from pico.errors import PicoError
 from pico.model.cross_entropy import linear_cross_entropy
+from pico.model.linear import Linear
 
 if TYPE_CHECKING:
     from pico.checkpoint import Checkpoint
 
 INIT_STD = 0.02
+Norm = Literal["rmsnorm", "layernorm"]
+Activation = Literal["silu", "gelu", "relu"]
+Positions = Literal["rotary", "learned", "none"]
+OPTIONS = ("norm", "activation", "positions", "tied_embeddings", "qk_norm")
+"""Settings that a config.json may lack: those of older and of published checkpoints do."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,31 @@ class DecoderConfig:
     """Inner width of the MLP."""
     norm_eps: float = 1e-6
     position_emb_theta: float = 10000.0
+    norm: Norm = "rmsnorm"
+    """`layernorm` also takes the mean away."""
+    activation: Activation = "silu"
+    """Of the MLP's gate: SwiGLU, GeGLU or ReGLU."""
+    positions: Positions = "rotary"
+    """How attention knows order: rotated queries and keys, a learned vector added to each embedding, or not at all but
+    for causality."""
+    tied_embeddings: bool = False
+    """Whether one matrix both reads and writes tokens."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised in each head, before they are rotated (arXiv 2302.05442)."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) <= 0:
-                raise PicoError(f"DecoderConfig.{field.name} = {getattr(self, field.name)} is not positive")
-        if self.d_model % (2 * self.attention_n_heads):
+        for name, choices in (("norm", Norm), ("activation", Activation), ("positions", Positions)):
+            if getattr(self, name) not in get_args(choices):
+                raise PicoError(f"DecoderConfig.{name} = {getattr(self, name)!r} is none of {get_args(choices)}")
+        for name in (field.name for field in fields(self) if field.name not in OPTIONS):
+            if getattr(self, name) <= 0:
+                raise PicoError(f"DecoderConfig.{name} = {getattr(self, name)} is not positive")
+        pair = 2 if self.positions == "rotary" else 1
+        if self.d_model % (pair * self.attention_n_heads):
             raise PicoError(
-                f"d_model = {self.d_model} is not a multiple of 2 x attention_n_heads = {2 * self.attention_n_heads}",
-                mend="every head needs an even width, because rotary embeddings rotate pairs: change one of the two",
+                f"d_model = {self.d_model} is not a multiple of {'2 x ' if pair == 2 else ''}attention_n_heads = "
+                f"{pair * self.attention_n_heads}",
+                mend="heads need equal widths, and even ones where rotary embeddings rotate pairs: change one",
             )
         if self.attention_n_heads % self.attention_n_kv_heads:
             raise PicoError(
@@ -72,12 +96,12 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DecoderConfig":
-        """The inverse of `to_dict`. Raises PicoError naming unknown or missing keys."""
+        """The inverse of `to_dict`. Raises PicoError naming unknown or missing keys; OPTIONS may be missing."""
         known = {field.name for field in fields(cls)}
-        if wrong := sorted(known.symmetric_difference(values)):
+        if wrong := sorted((values.keys() - known) | (known - values.keys() - set(OPTIONS))):
             raise PicoError(
                 f"a decoder configuration has unknown or missing keys: {', '.join(wrong)}",
-                mend=f"it must have exactly: {', '.join(sorted(known))}",
+                mend=f"it must have {', '.join(sorted(known - set(OPTIONS)))}, and may have {', '.join(OPTIONS)}",
             )
         return cls(**values)
 
@@ -97,15 +121,16 @@ def rotary_table(config: DecoderConfig) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turns the interleaved pairs (2j, 2j + 1) of each head by their position's angle.
 
-    x: (batch, seq, heads, head_dim); table: (seq, head_dim / 2, 2). Pair and table entry are read as complex numbers,
-    so that the turn is one product: 4 times faster on a CPU than four real products, and the same number.
+    x: (batch, seq, heads, head_dim); table: (seq, head_dim / 2, 2), or (batch, seq, head_dim / 2, 2) where rows differ
+    in their positions. Pair and table entry are read as complex numbers, so that the turn is one product: 4 times
+    faster on a CPU than four real products, and the same number.
     """
+    table = table.unsqueeze(-3)  # the same for all heads
     if torch.compiler.is_compiling():  # the compiler makes one kernel of the four products, and none of a complex one
-        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table[:, None].unbind(-1)
+        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turns = torch.view_as_complex(table)[:, None]
-    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
+    return torch.view_as_real(pairs * torch.view_as_complex(table)).flatten(-2).type_as(x)
 
 
 class RMSNorm(nn.Module):
@@ -120,6 +145,38 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
 
 
+class LayerNorm(RMSNorm):
+    """(x - mean(x)) / std(x) * weight (arXiv 1607.06450); without a bias, as all of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), None, self.eps).type_as(x)
+
+
+NORMS: dict[Norm, type[RMSNorm]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+
+
+class Past(NamedTuple):
+    """One layer's part of a `Cache` in one forward pass: where new keys and values go, and what may be seen."""
+
+    keys: Tensor
+    """(batch, slots, kv heads, head_dim); slot t holds position t."""
+    values: Tensor
+    slots: Tensor
+    """(batch, seq), where each new token goes."""
+    mask: Tensor | None
+    """(batch, 1, seq, end): which of the first `end` slots each new token sees; None where there is nothing earlier."""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new keys and values, (batch, seq, kv heads, head_dim). Returns those that the mask is about."""
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        self.keys[rows, self.slots], self.values[rows, self.slots] = k.type_as(self.keys), v.type_as(self.values)
+        if self.mask is None:
+            return k, v
+        end = self.mask.shape[-1]
+        return self.keys[:, :end], self.values[:, :end]
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries."""
 
@@ -127,22 +184,32 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         kv_width = config.attention_n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.k_proj = nn.Linear(config.d_model, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.d_model, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.q_proj = Linear(config.d_model, config.d_model)
+        self.k_proj = Linear(config.d_model, kv_width)
+        self.v_proj = Linear(config.d_model, kv_width)
+        self.o_proj = Linear(config.d_model, config.d_model)
+        if config.qk_norm:
+            self.q_norm = NORMS[config.norm](config.head_dim, config.norm_eps)
+            self.k_norm = NORMS[config.norm](config.head_dim, config.norm_eps)
+        self.rotary, self.qk_norm = config.positions == "rotary", config.qk_norm
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def project(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as attention compares and mixes them, each (batch, seq, its heads, head_dim)."""
+        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return (rotate(q, table), rotate(k, table), v) if self.rotary else (q, k, v)
+
+    def forward(self, x: Tensor, table: Tensor, past: Past | None = None) -> Tensor:
         """x: (batch, seq, d_model); table: see `rotate`."""
-        heads = (-1, self.head_dim)
-        q = rotate(self.q_proj(x).unflatten(-1, heads), table)
-        k = rotate(self.k_proj(x).unflatten(-1, heads), table)
-        v = self.v_proj(x).unflatten(-1, heads)
+        q, k, v = self.project(x, table)
+        mask = None
+        if past is not None:
+            (k, v), mask = past.extend(k, v), past.mask
         # (batch, heads, seq, head_dim). `is_causal` lets torch choose a kernel that never holds the seq x seq scores;
         # an explicit mask would not. `enable_gqa` shares each key/value head among its query heads without copies.
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
-        )
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(-2))
 
 
@@ -151,12 +218,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.w_0 = nn.Linear(config.d_model, config.activation_hidden_dim, bias=False)
-        self.w_1 = nn.Linear(config.d_model, config.activation_hidden_dim, bias=False)
-        self.w_2 = nn.Linear(config.activation_hidden_dim, config.d_model, bias=False)
+        self.activation = ACTIVATIONS[config.activation]
+        self.w_0 = Linear(config.d_model, config.activation_hidden_dim)
+        self.w_1 = Linear(config.d_model, config.activation_hidden_dim)
+        self.w_2 = Linear(config.activation_hidden_dim, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.silu(self.w_0(x)) * self.w_1(x))
+        return self.w_2(self.activation(self.w_0(x)) * self.w_1(x))
 
 
 class Block(nn.Module):
@@ -164,38 +232,96 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = NORMS[config.norm](config.d_model, config.norm_eps)
         self.attention = Attention(config)
-        self.swiglu_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.swiglu_norm = NORMS[config.norm](config.d_model, config.norm_eps)
         self.swiglu = SwiGLU(config)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table)
+    def forward(self, x: Tensor, table: Tensor, past: Past | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, past)
         return x + self.swiglu(self.swiglu_norm(x))
+
+
+class Cache:
+    """The keys and values of what each row has read, so that a further token costs one position instead of all."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.lengths = torch.zeros(rows, dtype=torch.int64)
+        """(rows,) positions that each row holds; on the CPU, where it is read without waiting for a device."""
+        self.capacity = capacity
+        """The most positions that a row can hold."""
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        """Keys and values of each layer, (rows, capacity + 1, kv heads, head_dim); padding goes to the last slot."""
+
+    def select(self, rows: Tensor, capacity: int | None = None) -> "Cache":
+        """A copy of some rows, in the order given; a row may be taken several times. rows: (n,) int64 on the CPU."""
+        chosen = Cache(len(rows), capacity or self.capacity)
+        chosen.lengths = self.lengths[rows]
+        used = int(chosen.lengths.max()) if len(rows) else 0
+
+        def copy(old: Tensor) -> Tensor:
+            new = old.new_zeros((len(rows), chosen.capacity + 1, *old.shape[2:]))
+            new[:, :used] = old[rows.to(old.device), :used]
+            return new
+
+        chosen.layers = [(copy(keys), copy(values)) for keys, values in self.layers]
+        return chosen
+
+    def take(self, model: "Decoder", seq: int, counts: Tensor | None) -> tuple[Tensor, list[Past]]:
+        """Makes room for `seq` more tokens a row; see `Decoder.hidden`. Returns their positions, and each layer's part.
+
+        Raises PicoError where there is no room.
+        """
+        config, weight = model.config, model.embedding_proj.weight
+        ends = self.lengths + (seq if counts is None else counts)
+        end = int(ends.max())
+        if end > min(self.capacity, config.max_seq_len):
+            raise PicoError(
+                f"a row would hold {end} tokens; this model has max_seq_len = {config.max_seq_len}, and the cache has "
+                f"room for {self.capacity}"
+            )
+        if not self.layers:
+            shape = (len(ends), self.capacity + 1, config.attention_n_kv_heads, config.head_dim)
+            self.layers = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.n_layers)]
+        positions = self.lengths[:, None] + torch.arange(seq)
+        slots = positions.where(positions < ends[:, None], self.capacity).to(weight.device)
+        positions = positions.clamp(max=config.max_seq_len - 1).to(weight.device)
+        mask = None
+        if self.lengths.any():  # each token sees the slots up to its own position
+            mask = (torch.arange(end, device=weight.device) <= positions[..., None])[:, None]
+        self.lengths = ends
+        return positions, [Past(keys, values, slots, mask) for keys, values in self.layers]
 
 
 class Decoder(nn.Module):
     """The model. `Decoder(config)(input_ids)` gives float32 logits; `loss` never holds them all.
 
-    A fresh model's weights are a pure function of (config, seed).
+    A fresh model's weights are a pure function of (config, seed). With seed None they are left on the meta device:
+    names and shapes without memory.
     """
 
     rotary: Tensor
 
-    def __init__(self, config: DecoderConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: DecoderConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         # On the meta device first, so that nn.Linear does not fill weights that `initialise` fills anyway, and torch's
         # global random state stays as it was.
         with torch.device("meta"):
             self.embedding_proj = nn.Embedding(config.vocab_size, config.d_model)
+            if config.positions == "learned":
+                self.position_proj = nn.Embedding(config.max_seq_len, config.d_model)
             self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-            self.output_norm = RMSNorm(config.d_model, config.norm_eps)
-            self.de_embedding_proj = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.to_empty(device="cpu")
+            self.output_norm = NORMS[config.norm](config.d_model, config.norm_eps)
+            self.de_embedding_proj = Linear(config.d_model, config.vocab_size)
+        if seed is not None:
+            self.to_empty(device="cpu")
+        if config.tied_embeddings:
+            self.de_embedding_proj.weight = self.embedding_proj.weight
         # A buffer of this instance: it moves with the model, but is neither a parameter nor part of the state dict.
         self.register_buffer("rotary", rotary_table(config), persistent=False)
-        self.initialise(seed)
+        if seed is not None:
+            self.initialise(seed)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -214,19 +340,39 @@ class Decoder(nn.Module):
                 std = residual_std if name.endswith(("attention.o_proj.weight", "swiglu.w_2.weight")) else INIT_STD
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """The normalised output of the last layer, from which logits are read: (batch, seq, d_model)."""
-        seq = input_ids.shape[1]
-        if seq > self.config.max_seq_len:
-            raise PicoError(f"the input has {seq} tokens a row; this model has max_seq_len = {self.config.max_seq_len}")
+    def embed(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """What the first layer reads, (batch, seq, d_model); `positions` as in `hidden`, from 0 without them."""
         x = self.embedding_proj(input_ids)
-        for layer in self.layers:
-            x = layer(x, self.rotary[:seq])
+        if self.config.positions == "learned":
+            x = x + self.position_proj(torch.arange(x.shape[1], device=x.device) if positions is None else positions)
+        return x
+
+    def hidden(self, input_ids: Tensor, cache: Cache | None = None, counts: Tensor | None = None) -> Tensor:
+        """The normalised output of the last layer, from which logits are read: (batch, seq, d_model).
+
+        With a cache, rows go on from what the cache holds of them, and are added to it. There, rows may differ in
+        length: counts, (batch,) int64 on the CPU, says how many ids of each are real; those after them are padding,
+        whose outputs mean nothing. Raises PicoError for more positions than the model or the cache has.
+        """
+        seq = input_ids.shape[1]
+        if cache is None:
+            if seq > self.config.max_seq_len:
+                raise PicoError(
+                    f"the input has {seq} tokens a row; this model has max_seq_len = {self.config.max_seq_len}"
+                )
+            x, table = self.embed(input_ids), self.rotary[:seq]
+            for layer in self.layers:
+                x = layer(x, table)
+        else:
+            positions, pasts = cache.take(self, seq, counts)
+            x, table = self.embed(input_ids, positions), self.rotary[positions]
+            for layer, past in zip(self.layers, pasts, strict=True):
+                x = layer(x, table, past)
         return self.output_norm(x)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Next-token logits. input_ids: (batch, seq) int64; returns (batch, seq, vocab_size) float32."""
-        return self.de_embedding_proj(self.hidden(input_ids)).float()
+        return self.de_embedding_proj(self.hidden(input_ids, cache)).float()
 
     def loss(self, input_ids: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
         """Cross-entropy of the targets in nats: what forward and F.cross_entropy give, in a fraction of the memory.
@@ -249,7 +395,7 @@ def load_decoder(checkpoint: "Checkpoint") -> Decoder:
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:
     """Copies `weights` into the model. Raises PicoError naming the first parameter that does not fit."""
-    own = dict(model.named_parameters())
+    own = dict(model.named_parameters(remove_duplicate=False))  # tied embeddings are in the file under both names
     for name in sorted(own.keys() | weights.keys()):
         ours = tuple(own[name].shape) if name in own else "none"
         theirs = tuple(weights[name].shape) if name in weights else "none"

@@ -61,24 +61,33 @@ class Curve:
 
 
 def write_csv(points: Iterable[Point], tokens_per_step: int, path: Path) -> None:
-    """Writes the finished curve: one row a step, nine significant digits (which tell all float32 values apart)."""
+    """Writes the finished curve: one row a step, nine significant digits (which tell all float32 values apart).
+
+    A cell is empty where nothing was measured, or an update was left out because nothing finite was.
+    """
     rows = [
-        f"{point.step},{point.step * tokens_per_step},{point.learning_rate:.9g},{point.train_loss:.9g},"
-        f"{point.gradient_norm:.9g},{'' if point.heldout_loss is None else format(point.heldout_loss, '.9g')}"
+        f"{point.step},{point.step * tokens_per_step},{point.learning_rate:.9g},{_cell(point.train_loss)},"
+        f"{_cell(point.gradient_norm)},{_cell(point.heldout_loss)}"
         for point in points
     ]
     write_atomic(path, "\n".join([HEADER, *rows]) + "\n")
 
 
-def check_finite(points: Iterable[Point]) -> None:
-    """Raises PicoError naming the first step whose loss or gradient is not finite."""
+def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
+    """An error that names the first step whose loss or gradient is not finite; None where all are."""
     for point in points:
         for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
             if not math.isfinite(value):
-                raise PicoError(
+                return PicoError(
                     f"the {what} of step {point.step} is {value}; the weights were not updated with it",
-                    mend="lower optimizer.lr, lengthen schedule.warmup_steps, or set training.gradient_clip",
+                    mend="lower optimizer.lr, lengthen schedule.warmup_steps, set training.gradient_clip, or leave "
+                    "such updates out with training.on_nonfinite: skip",
                 )
+    return None
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.9g}"
 
 
 def _line(point: Point) -> str:

@@ -5,6 +5,7 @@ Below runs/pretrain/<fingerprint>/:
     model/checkpoints/step_*    the schedule's, with learning dynamics; becomes data/models/MODEL
     rescue/step_*               the last two of those written between, every checkpoints.rescue_seconds
     curve.jsonl                 the loss curve
+    nonfinite/step_*            batches whose loss or gradient was not finite
     progress.jsonl              what the progress bar shows: rates and times, never read back
     lock                        held by the process that writes here
 """
@@ -15,25 +16,37 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from pico.checkpoint import Checkpoint, drop_optimizer, step_name, verify, write_checkpoint
 from pico.errors import PicoError
-from pico.model import Decoder
-from pico.model.decoder import load_weights
+from pico.files import write_atomic
+from pico.train.background import Background
 from pico.train.curve import Curve
-from pico.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from pico.train.spec import RunSpec, differing_keys
 from pico.train.steps import checkpoint_steps
 
 RESCUES_KEPT = 2
 LOCK_SECONDS = 60.0
 """How long to wait for a process that is on its way out, as after a kill of its parent."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A copy, on the CPU, of all that training goes on from."""
+
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    """See `pico.train.optimizer.optimizer_tensors`."""
+    rng: bytes
+    """torch's, of the first process."""
 
 
 class Keeper:
@@ -46,25 +59,52 @@ class Keeper:
         self.spec = spec
         self.identity = dict(identity)
         self.tokens_per_step = tokens_per_step
+        self.nonfinite = work / "nonfinite"
+        self._background = Background()
         self.schedule = checkpoint_steps(spec.training.steps, spec.checkpoints.every)
 
     def save(
         self,
         step: int,
-        model: Decoder,
-        optimizer: torch.optim.Optimizer,
+        state: State,
         dynamics: Mapping[str, Mapping[str, Tensor]],
         metadata: Mapping[str, Mapping[str, str]],
     ) -> None:
-        """Writes the schedule's checkpoint of `step`, and drops the optimiser's state from those before it."""
-        self._write(self.model / "checkpoints" / step_name(step), step, model, optimizer, dynamics, metadata)
-        self.drop_older_optimizers(step)
+        """Writes the schedule's checkpoint of `step`, and drops the optimiser's state from those before it.
 
-    def save_rescue(self, step: int, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
+        In the background, like `save_rescue`: what goes wrong is raised by a later call, or by `wait`.
+        """
+
+        def write() -> None:
+            self._write(self.model / "checkpoints" / step_name(step), step, state, dynamics, metadata)
+            self.drop_older_optimizers(step)
+
+        self._background.do(write)
+
+    def save_rescue(self, step: int, state: State) -> None:
         """Writes a rescue checkpoint and removes all but the last two."""
-        self._write(self.rescue / step_name(step), step, model, optimizer)
-        for old in sorted(self.rescue.glob("step_*"))[:-RESCUES_KEPT]:
-            shutil.rmtree(old)
+
+        def write() -> None:
+            self._write(self.rescue / step_name(step), step, state)
+            for old in sorted(self.rescue.glob("step_*"))[:-RESCUES_KEPT]:
+                shutil.rmtree(old)
+
+        self._background.do(write)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written. Raises what went wrong in the background."""
+        self._background.wait()
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything has by now."""
+        self._background.check()
+
+    def keep_batch(self, step: int, rows: Tensor) -> Path:
+        """Saves the batch of the update that led to `step`, for inspection: `input_ids`, (rows, seq_len + 1)."""
+        path = self.nonfinite / f"{step_name(step)}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, save({"input_ids": rows.contiguous()}, metadata={"step": str(step)}))
+        return path
 
     def drop_older_optimizers(self, step: int) -> None:
         """Leaves the optimiser's state in the schedule's checkpoint of `step` alone."""
@@ -106,11 +146,8 @@ class Keeper:
                     warn(f"{folder} passed over: the loss curve ends at step {covered}")
         return point
 
-    def restore(self, checkpoint: Checkpoint, model: Decoder, optimizer: torch.optim.Optimizer) -> None:
-        """Fills model, optimiser and torch's random state from a checkpoint."""
-        where = str(checkpoint.folder)
-        load_weights(model, checkpoint.model(), where=where)
-        load_optimizer_tensors(model, optimizer, checkpoint.optimizer(), where=where)
+    def restore_rng(self, checkpoint: Checkpoint) -> None:
+        """Sets torch's random state to that of a checkpoint."""
         state = np.frombuffer(base64.b64decode(checkpoint.trainer["rng"]["torch"]), dtype=np.uint8)
         torch.set_rng_state(torch.from_numpy(state.copy()))
 
@@ -138,28 +175,26 @@ class Keeper:
         self,
         folder: Path,
         step: int,
-        model: Decoder,
-        optimizer: torch.optim.Optimizer,
+        state: State,
         dynamics: Mapping[str, Mapping[str, Tensor]] | None = None,
         metadata: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        state = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
         trainer = {
             "format": 1,
             "step": step,
             "tokens": step * self.tokens_per_step,
             "tokens_per_step": self.tokens_per_step,
             "next_update": step,  # the data position: the batch of update t is a function of (seed, t)
-            "rng": {"seed": self.spec.seed, "torch": state},
+            "rng": {"seed": self.spec.seed, "torch": base64.b64encode(state.rng).decode()},
             "identity": self.identity,
         }
         write_checkpoint(
             folder,
-            model=model.state_dict(),
+            model=state.model,
             config=self.spec.decoder.to_dict(),
             trainer=trainer,
-            optimizer=optimizer_tensors(model, optimizer),
+            optimizer=state.optimizer,
             dynamics=dynamics,
             dynamics_metadata=metadata,
         )

@@ -8,14 +8,31 @@ from pico.config import Schedule
 def learning_rate(update: int, *, steps: int, peak: float, schedule: Schedule) -> float:
     """The learning rate of update `update` (0-based) of `steps`.
 
-    Warm-up rises linearly and reaches `peak` with update warmup_steps - 1. The decay starts there, and is such that
-    `final_fraction` of the peak would be reached with update `steps`, one past the last: no update is spent at zero.
+    Warm-up rises linearly and reaches `peak` with update warmup_steps - 1. A decay is such that `final_fraction` of the
+    peak would be reached with update `steps`, one past the last: no update is spent at zero.
     """
     if update < schedule.warmup_steps:
         return peak * (update + 1) / schedule.warmup_steps
-    progress = (update - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
+    floor = schedule.final_fraction
+    return peak * (floor + (1 - floor) * _left(update, steps, schedule)) * _after_restart(update, schedule)
+
+
+def _left(update: int, steps: int, schedule: Schedule) -> float:
+    """What is left of the decay after warm-up: from 1 down to 0."""
+    start = schedule.warmup_steps
+    if schedule.kind == "wsd":  # warm-up, stable, decay (MiniCPM, arXiv 2404.06395); linear (arXiv 2405.18392)
+        start = max(start, steps - round(schedule.decay_fraction * steps))
+    progress = max(0, update - start) / max(1, steps - start)
     if schedule.kind == "constant":
-        return peak
-    # `left` falls from 1 to 0; cosine as in SGDR (arXiv 1608.03983)
-    left = 1 - progress if schedule.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return peak * (schedule.final_fraction + (1 - schedule.final_fraction) * left)
+        return 1.0
+    if schedule.kind in ("cosine", "jagged_cosine"):  # SGDR, arXiv 1608.03983
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1 - progress
+
+
+def _after_restart(update: int, schedule: Schedule) -> float:
+    """Of a jagged cosine (ReLoRA, arXiv 2307.05695): the rise from 0 that follows each restart; else 1."""
+    if schedule.kind != "jagged_cosine" or update < schedule.restart_every:
+        return 1.0
+    since = update % schedule.restart_every
+    return min(1.0, (since + 1) / max(1, schedule.restart_warmup_steps))

@@ -43,7 +43,10 @@ def test_the_table_has_every_value_once(analysed: Path) -> None:
     keys = {tuple(row[name] for name in IDENTITY) for row in rows}
     assert len(keys) == len(rows)
     heads = 4
+    of_states = {"weights", "activations", "gradients"}  # those of training are in test_gradient_noise.py
     for name, metric in METRICS.items():
+        if not of_states & set(metric.data_types):
+            continue
         # modules, and heads with the joined one; captured tensors exist for two splits
         per_layer = sum((1 if kind == "weights" else 2) * (len(LAYERS) + heads + 1) for kind in metric.data_types)
         steps = len(STEPS) - {"previous": 1, "path": 1, "update": 2}.get(metric.target, 0)
@@ -96,7 +99,7 @@ def test_an_interrupted_analysis_resumes_to_the_same_bytes(run: Path, analysed: 
     analyze_run(run, "tiny", list(METRICS), COMPONENTS, folder, report=lambda done, total: told.append((done, total)))
     assert contents(folder) == contents(analysed)
     assert (folder / "step_00000001.parquet").stat().st_mtime_ns == kept
-    assert told == [(1, 2), (2, 2)]
+    assert told == [(1, 3), (2, 3), (3, 3)]  # two layers, and training as a whole
 
 
 @pytest.mark.slow
@@ -165,3 +168,13 @@ def test_equal_keys_are_refused(analysed: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", rows)
     write_table(tmp_path / "b.parquet", rows[::-1])
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_metric_is_measured_of_the_chosen_types_of_data_only(run: Path, tmp_path: Path) -> None:
+    analyze_run(run, "one", ["gini", "per"], ["simple"], tmp_path, data_types={"gini": ["weights"]})
+    found = {(row["metric"], row["data_type"]) for row in read_table(tmp_path).to_pylist()}
+    assert found == {("gini", "weights"), ("per", "weights"), ("per", "activations"), ("per", "gradients")}
+    with pytest.raises(PicoError, match="'hoyer', which is not measured"):
+        analyze_run(run, "one", ["gini"], ["simple"], tmp_path, data_types={"hoyer": ["weights"]})
+    with pytest.raises(PicoError, match="'linear_cka' is not defined for weights"):
+        analyze_run(run, "one", ["linear_cka"], ["simple"], tmp_path, data_types={"linear_cka": ["weights"]})

@@ -186,6 +186,19 @@ def test_a_product_measures_as_its_entries_do(n: int, k: int, p: int, seed: int)
         assert a.value == (b.value and pytest.approx(b.value, rel=1e-6, abs=1e-9))
 
 
+@pytest.mark.parametrize("scale", [1e-160, 1.0, 1e160])
+def test_a_product_with_a_dependent_factor_has_the_spectrum_of_its_entries(scale: float) -> None:
+    rng = np.random.default_rng(3)
+    left, right = rng.normal(size=(30, 6)), rng.normal(size=(6, 40))
+    right[4] = right[0] - 2 * right[1]  # Cholesky's factor does not exist, or is rounding
+    left, right = left * scale, right / scale
+    expected = np.linalg.svd(left @ right, compute_uv=False)[:6]
+    found = Matrix.product(left, right)
+    assert np.allclose([found.scaled(one) for one in found.spectrum], expected, rtol=1e-9, atol=1e-6 * expected[0])
+    assert np.sqrt(found.energy) == pytest.approx(np.linalg.norm(found.unit), rel=1e-9)
+    assert found.scaled(np.sqrt(found.energy)) == pytest.approx(np.linalg.norm(left @ right), rel=1e-9)
+
+
 def test_a_product_is_measured_over_its_structural_rank() -> None:
     left, right = rotation(0, 16)[:, :4], rotation(1, 16)[:4]
     assert value("per", Matrix.product(left, right)) == pytest.approx(1)

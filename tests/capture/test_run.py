@@ -131,7 +131,7 @@ def test_published_checkpoints_without_states_are_run_on_the_text(tmp_path: Path
 
     pq.write_table(pa.table({"input_ids": [row.tolist() for row in ids]}), parquet)
     again = checkpoints(captured_run(find(str(folder)), Settings(**SMALL, text=parquet), tmp_path / "work")[0])[0]
-    expected, _ = capture(model, ids, suffixes=MODULES, positions=5, micro_batch_size=4)
+    expected = capture(model, ids, suffixes=MODULES, positions=5, micro_batch_size=4).activations
     assert made.dynamics("val", "activations").keys() == expected.keys()
     for name, tensor in again.dynamics("val", "activations").items():
         assert torch.equal(tensor, expected[name])

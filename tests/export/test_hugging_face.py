@@ -86,6 +86,37 @@ def tokens(rows: int = 2, config: DecoderConfig = CONFIG) -> torch.Tensor:
     return torch.randint(config.vocab_size, (rows, config.max_seq_len), generator=generator)
 
 
+@pytest.mark.parametrize(
+    ("options", "model_type"),
+    [
+        ({"qk_norm": True}, "qwen3"),
+        ({"norm": "layernorm", "activation": "gelu"}, "stablelm"),
+        ({"positions": "none"}, "smollm3"),
+        ({"tied_embeddings": True, "activation": "relu"}, "llama"),
+    ],
+)
+def test_options_become_the_architecture_that_has_them(options: dict, model_type: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, **options)
+    checkpoint = make_checkpoint(tmp_path / "run", config)
+    if config.tied_embeddings:
+        weights = checkpoint.model()
+        weights["de_embedding_proj.weight"] = weights["embedding_proj.weight"]
+        checkpoint = write_checkpoint(checkpoint.folder, model=weights, config=config.to_dict(), trainer={})
+    folder = tmp_path / "export"
+    folder.mkdir()
+    write_model(folder, checkpoint, dtype="float32", eos_id=0)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == model_type
+    assert verify_export(folder, checkpoint, torch.randint(0, 300, (2, 40))) < TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{"positions": "learned"}, {"norm": "layernorm", "qk_norm": True}])
+def test_options_that_no_architecture_has_are_refused_by_name(options: dict, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "run", replace(CONFIG, **options))
+    with pytest.raises(PicoError, match=f"with {next(iter(options))} = "):
+        write_model(tmp_path, checkpoint, dtype="float32", eos_id=0)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_row_orders_are_inverse_and_name_the_pairs() -> None:
     weight = torch.arange(24.0)[:, None].expand(24, 3)
     halves = interleaved_to_halves(weight, head_dim=8)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import LearningDynamics
@@ -23,6 +24,7 @@ from pico.train.batches import Batches, round_robin
 from pico.train.curve import Curve, write_csv
 from pico.train.keep import exclusive
 from pico.train.loop import train
+from pico.train.parallel import _Loss
 from pico.train.run import pretrain
 from pico.train.spec import differing_keys, identity
 from pico.train.world import World
@@ -182,7 +184,7 @@ def test_other_settings_or_data_are_refused_by_name(undisturbed, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_is_not_stepped_on(tmp_path, tokens, monkeypatch):
-    import pico.train.loop as loop
+    import pico.train.step as loop
 
     spec, broken_at = make_spec(), 6
     true_rate = loop.learning_rate
@@ -197,6 +199,46 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_is_not_stepped_on(tmp_p
         train(spec, tokens, work, identity(spec, tokens))
     assert checkpoints(work / "model")[-1].step == 5
     assert all(np.isfinite([p.train_loss, p.gradient_norm]).all() for p in curve(work))
+    saved = load_file(work / "nonfinite" / f"step_{broken_at + 1:08d}.safetensors")["input_ids"]
+    assert torch.equal(saved, Batches(spec, tokens).of_update(broken_at))
+
+
+def break_updates(monkeypatch, spec, tokens, updates):
+    """Makes the loss infinite on the batches of these updates, whenever they come."""
+    batches = Batches(spec, tokens)
+    broken = {tuple(row.tolist()) for update in updates for row in batches.of_update(update)[:, :-1]}
+    forward = _Loss.forward
+
+    def explosive(self, input_ids, targets):
+        loss = forward(self, input_ids, targets)
+        return loss * float("inf") if tuple(input_ids[0].tolist()) in broken else loss
+
+    monkeypatch.setattr(_Loss, "forward", explosive)
+
+
+def test_an_update_that_is_not_finite_is_left_out_where_asked(tmp_path, tokens, monkeypatch):
+    spec, told = make_spec(on_nonfinite="skip"), []
+    break_updates(monkeypatch, spec, tokens, [5])
+    work = tmp_path / "work"
+    work.mkdir()
+    assert train(spec, tokens, work, identity(spec, tokens), tell=told.append)
+    assert [p.step for p in curve(work) if not np.isfinite(p.train_loss)] == [6]
+    assert any("update left out: the loss of step 6 is inf" in event.get("warning", "") for event in told)
+    last = checkpoints(work / "model")[-1]
+    assert last.optimizer()["output_norm.weight.step"] == spec.training.steps - 1
+    assert all(value.isfinite().all() for value in last.model().values())
+    saved = load_file(work / "nonfinite" / "step_00000006.safetensors")["input_ids"]
+    assert torch.equal(saved, Batches(spec, tokens).of_update(5))
+    write_csv(curve(work), 128, tmp_path / "curve.csv")
+    assert (tmp_path / "curve.csv").read_text().splitlines()[6].startswith("6,768,0.0073,,,")
+
+
+def test_left_out_updates_do_not_go_on_for_ever(tmp_path, tokens, monkeypatch):
+    spec = make_spec(on_nonfinite="skip", steps=20)
+    break_updates(monkeypatch, spec, tokens, range(3, 20))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(PicoError, match="step 13 is inf"):
+        train(spec, tokens, tmp_path / "work", identity(spec, tokens))
 
 
 def test_rescues_are_written_between_and_only_two_are_kept(tmp_path, tokens):
@@ -246,30 +288,58 @@ def test_the_held_out_batch_takes_the_domains_in_turn():
     assert round_robin(rows, 99).ravel().tolist() == [0, 10, 11, 12]
 
 
-def _one_of_two(rank: int, tokens: Path, work: Path, meeting: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    spec = make_spec(workers=2, micro_batch_size=2)
-    train(spec, tokens, work, identity(spec, tokens), world=World(rank, 2))
+def _one_of_several(rank: int, size: int, sharding: str, tokens: Path, work: Path, meeting: Path, after: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    spec = make_spec(workers=size, micro_batch_size=1, sharding=sharding)
+    asked = iter(range(10**9))
+    train(spec, tokens, work, identity(spec, tokens), world=World(rank, size), stop=lambda: next(asked) >= after)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-def test_two_processes_agree_with_one(undisturbed, tmp_path):
-    tokens, single = undisturbed
-    work = tmp_path / "work"
-    work.mkdir()
+def run_several(size: int, sharding: str, tokens: Path, work: Path, after: int = 10**9) -> None:
+    """Trains in `size` processes, which are asked to leave at the `after`-th time of asking."""
+    work.mkdir(exist_ok=True)
+    meeting = work.with_name(f"{work.name}-meeting-{after}")
+    arguments = (size, sharding, tokens, work, meeting, after)
     spawn = multiprocessing.get_context("spawn")
-    processes = [
-        spawn.Process(target=_one_of_two, args=(rank, tokens, work, tmp_path / "meeting")) for rank in range(2)
-    ]
+    processes = [spawn.Process(target=_one_of_several, args=(rank, *arguments)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "sharding"), [(2, "none"), (4, "none"), (2, "full")])
+def test_several_processes_agree_with_one(undisturbed, tmp_path, size, sharding):
+    tokens, single = undisturbed
+    work = tmp_path / "work"
+    run_several(size, sharding, tokens, work)
     ours, theirs = (np.array([(p.train_loss, p.gradient_norm) for p in curve(w)]) for w in (work, single))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert curve(work)[-1].heldout_loss == pytest.approx(curve(single)[-1].heldout_loss, rel=1e-5)
+    for mine, one in zip(checkpoints(work / "model"), checkpoints(single / "model"), strict=True):
+        assert mine.step == one.step
+        for kind in ("activations", "gradients", "gradient_norms"):
+            found, expected = mine.dynamics("val", kind), one.dynamics("val", kind)
+            assert list(found) == list(expected)
+            for name, tensor in found.items():
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+    assert mine.optimizer().keys() == one.optimizer().keys()
+    for name, tensor in mine.model().items():
+        torch.testing.assert_close(tensor, one.model()[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_was_interrupted_is_the_undisturbed_one_to_the_bit(undisturbed, tmp_path):
+    tokens, _ = undisturbed
+    run_several(2, "full", tokens, tmp_path / "whole")
+    run_several(2, "full", tokens, tmp_path / "broken", after=1)  # processes ask every ten updates: at 10 of 12
+    assert len(curve(tmp_path / "broken")) == 10
+    run_several(2, "full", tokens, tmp_path / "broken")
+    assert contents(tmp_path / "broken" / "model") == contents(tmp_path / "whole" / "model")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
 KILLED = """
