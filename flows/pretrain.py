@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 
@@ -9,6 +10,7 @@ from flows.stage import Stage, run
 from pico.checkpoint import checkpoints
 from pico.files import publish
 from pico.train.curve import Curve, write_csv
+from pico.train.live import watched
 from pico.train.progress import Display
 from pico.train.run import pretrain as pretrain_model
 from pico.train.spec import RunSpec, run_spec
@@ -23,8 +25,14 @@ def train(stage: Stage, spec: RunSpec) -> Path:
         stage.ray(),
         stage.progress(f"pretrain-{spec.model}", f"Training {spec.model}") as update,
         Display(spec.model, update=update, warn=stage.logger.warning) as display,
+        watched(stage.params.live, spec.model, stage.params.suite.scale) as watch,
     ):
-        return pretrain_model(spec, TOKENS, on_ray=True, show=display.show)
+
+        def show(event: dict[str, Any]) -> None:
+            display.show(event)
+            watch(event)
+
+        return pretrain_model(spec, TOKENS, on_ray=True, show=show)
 
 
 @task(name="publish")

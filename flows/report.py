@@ -20,6 +20,7 @@ def inputs(params: Params) -> Inputs:
         sources=DATA / "documents" / "sources.json",
         provenance=DATA / "tokens" / "provenance.json",
         gates=REPORTS / "gates.json",
+        profile=DATA / "profile" / "profile.json",
         models=tuple(
             ModelPaths(
                 name=name,

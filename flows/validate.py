@@ -1,31 +1,67 @@
 """Stage `validate`: Great Expectations gates on documents and tokens; a failed gate stops the graph."""
 
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.data.expectations import check, refuse
-from pico.files import write_json
+from pico.data.data_docs import write_data_docs
+from pico.data.expectations import Checked, check, refuse
+from pico.files import publishing, read_json, write_json
 
-DOCUMENTS, TOKENS, OUT = Path("data/documents"), Path("data/tokens"), Path("reports/gates.json")
-FAILED = Path("runs/validate/gates.json")
-"""Where the results lie when a gate fails: the out is written only when all pass, because training depends on it."""
+DOCUMENTS, TOKENS, BENCHMARKS = Path("data/documents"), Path("data/tokens"), Path("data/benchmarks")
+OUT, DOCS, PROFILE = Path("reports/gates.json"), Path("reports/data_docs"), Path("data/profile")
+FAILED = Path("runs/validate")
+"""Where gates.json and the Data Docs lie when a gate fails: outs are written only when all pass, because training
+depends on them."""
+RAY_BYTES = 2**28
+"""Text from which Ray is worth its start-up."""
 
 
 @task
-def check_gates(documents: Path, tokens: Path, **limits: Any) -> list[dict[str, Any]]:
-    """Runs every gate; gives one result a gate."""
-    return check(documents, tokens, **limits)
+def check_gates(
+    documents: Path, tokens: Path, benchmarks: Path, progress: Callable[[float], None], **limits: Any
+) -> Checked:
+    """Runs every gate."""
+    FAILED.mkdir(parents=True, exist_ok=True)
+    return check(documents, tokens, benchmarks, scratch=FAILED, progress=progress, **limits)
 
 
 def validate(stage: Stage) -> None:
     params = stage.params
-    results = check_gates(
-        DOCUMENTS, TOKENS, gates=params.gates, seq_len=params.packing.seq_len, vocab_size=params.model.vocab_size
-    )
-    table = [
+    size = sum(entry["bytes"] for entry in read_json(DOCUMENTS / "sources.json"))
+    ray = stage.ray() if size >= RAY_BYTES else nullcontext()
+    with ray, stage.progress("validate", "Looking at the documents") as update:
+        checked = check_gates(
+            DOCUMENTS, TOKENS, BENCHMARKS, update,
+            gates=params.gates, packing=params.packing, vocab_size=params.model.vocab_size,
+        )  # fmt: skip
+    stage.table("validate-gates", _table(checked.results), "Gates on documents and tokens")
+    if not checked.passed:
+        OUT.unlink(missing_ok=True)
+        for folder in (DOCS, PROFILE):
+            shutil.rmtree(folder, ignore_errors=True)
+        write_json(FAILED / "gates.json", checked.results)
+        write_data_docs(checked, FAILED / "data_docs")
+        stage.link("validate-data-docs", FAILED / "data_docs" / "index.html", "The gates as Data Docs")
+        refuse(checked.results, FAILED / "data_docs" / "index.html")
+    with publishing(DOCS) as folder:
+        write_data_docs(checked, folder)
+    with publishing(PROFILE) as folder:
+        write_json(folder / "profile.json", checked.profile)
+    write_json(OUT, checked.results)
+    shutil.rmtree(FAILED, ignore_errors=True)
+    stage.link("validate-data-docs", DOCS / "index.html", "The gates as Data Docs")
+    stage.logger.info("all %s gates passed", len(checked.results))
+
+
+def _table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line a gate."""
+    return [
         {
             "gate": result["gate"],
             "rule": result["rule"],
@@ -36,14 +72,6 @@ def validate(stage: Stage) -> None:
         }
         for result in results
     ]
-    stage.table("validate-gates", table, "Gates on documents and tokens")
-    if not all(result["passed"] for result in results):
-        OUT.unlink(missing_ok=True)
-        write_json(FAILED, results)
-    refuse(results, FAILED)
-    FAILED.unlink(missing_ok=True)
-    write_json(OUT, results)
-    stage.logger.info("all %s gates passed", len(results))
 
 
 if __name__ == "__main__":

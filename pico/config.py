@@ -24,6 +24,7 @@ from pico.sections import (
     Gates,
     HubDataset,
     LearningDynamics,
+    Live,
     Model,
     Optimizer,
     Packing,
@@ -89,6 +90,7 @@ class Params(Section):
     schedule: Schedule
     checkpoints: Checkpoints
     learning_dynamics: LearningDynamics
+    live: Live
     analysis: Analysis
     behaviour: Behaviour
     benchmarks: Benchmarks

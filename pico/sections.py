@@ -141,7 +141,9 @@ class Gates(Section):
     """Limits that Great Expectations checks before anything is trained."""
 
     min_documents: Positive
-    """Over all domains."""
+    """Over all domains, of those that are used."""
+    min_domain_documents: Positive
+    """A domain, as fetched."""
     min_document_bytes: Positive
     """Of UTF-8 text, the shortest document."""
     max_document_bytes: Positive
@@ -150,6 +152,23 @@ class Gates(Section):
     """Mean over a domain."""
     max_control_fraction: Fraction
     """Share of control and replacement characters in a document."""
+    near_duplicate_similarity: Fraction
+    """Estimated Jaccard similarity of the word 5-grams of two documents from which they are near-duplicates."""
+    max_near_duplicate_fraction: Fraction
+    """Share of a domain's training documents that may have a near-duplicate among training documents."""
+    max_heldout_near_duplicate_fraction: Fraction
+    """Share of a domain's held-out documents that may have a near-duplicate among training documents."""
+    compared_documents: Positive
+    """At most so many training documents (chosen by hash), and as many held-out ones, are held in memory to compare all
+    documents with; 0.7 kB each."""
+    ngram_words: int = Field(ge=8)
+    """Words of the runs (n-grams) that count as shared with held-out documents and with benchmarks."""
+    max_heldout_overlap: Fraction
+    """Share of one held-out document's n-grams that training documents may hold."""
+    max_heldout_domain_overlap: Fraction
+    """The same of all held-out documents of a domain together."""
+    max_contaminated_fraction: Fraction
+    """Share of a benchmark's examples of which a training document may hold an n-gram."""
     min_domain_fraction: Fraction
     """Every domain's least share of the training tokens."""
     max_domain_fraction: Fraction
@@ -282,6 +301,17 @@ class LearningDynamics(Section):
     noise_batch: Positive = 4
     """Sequences of the small batches into which the captured one is cut to see how much gradients vary, from which the
     gradient noise scale comes; at most half of `batch_size`."""
+
+
+class Live(Section):
+    """Who is told how training goes, besides the terminal and Prefect. Nothing is made from it."""
+
+    dvclive: bool = True
+    """Curves below `live/`: `dvc plots show -x step live/*/plots/metrics/train_loss.tsv`."""
+    tensorboard: bool = False
+    """Event files below `runs/tensorboard`."""
+    wandb: str | None = None
+    """A project of Weights & Biases, which needs `pip install 'pico-lab[wandb]'`; it goes online as wandb is set to."""
 
 
 class Analysis(Section):

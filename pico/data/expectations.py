@@ -1,84 +1,105 @@
-"""The gates: Great Expectations suites on documents and on tokens. Each names its rule, its limit, and who sets it.
+"""Checks the gates with Great Expectations: one suite on documents, one on tokens.
 
-The library is run on an ephemeral context, with analytics, progress bars and Data Docs off; nothing is written.
+The library is run on an ephemeral context, with analytics, progress bars and its own Data Docs off; nothing is written.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from pico.data import profiles
+from pico.data import gates as rules
+from pico.data.audit import Audit, Details, Progress, audit
+from pico.data.fates import document_blocks, domain_counts
+from pico.data.profiles import BINS_PER_OCTAVE, CLASSES, Rows, file_frame, heldout_rows, mark_seen, training_rows
+from pico.data.rules import WORST, Gate, Worst, every, worst, worst_of
+from pico.data.tokenizer import encode, load_tokenizer, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import read_json
-from pico.sections import Gates
-
-DOCUMENTS = "id: string, source: string, domain: string, text: string"
-SHARDS = "input_ids: list<int32>"
-HELDOUT = "input_ids: list<int32>, n_bytes: int64"
-WORST = 5
-"""Rows shown of those that break a rule."""
+from pico.sections import Gates, Packing
+from pico.spread import spread
 
 
-@dataclass(frozen=True)
-class Gate:
-    """One rule about one column of one frame."""
+@dataclass
+class Checked:
+    """What became of the gates."""
 
-    name: str
-    """Of the suite and the rule: `documents.length`."""
-    rule: str
-    """In words."""
-    where: str
-    """The folder that it is about."""
-    expectation: str
-    """The class in great_expectations.expectations."""
-    arguments: dict[str, Any]
-    limit: Any
-    param: str
-    """The setting that sets the limit; empty where the format does."""
-    observed: Callable[[pd.DataFrame], Any]
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """One a gate, in a fixed order. Keys: `gate`, `rule`, `where`, `expectation`, `observed`, `limit`, `param`,
+    `passed`, and `failures`: how many rows break the rule, and `examples`: the first of them."""
+    suites: dict[str, list[tuple[Any, dict[str, Any]]]] = field(default_factory=dict)
+    """`documents` and `tokens`: what Great Expectations gave (None for a table of no rows) and the result, in order."""
+    profile: dict[str, Any] = field(default_factory=dict)
+    """What the data page shows of the documents; empty where they could not be looked at."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all did."""
+        return all(result["passed"] for result in self.results)
 
 
-def check(documents: Path, tokens: Path, *, gates: Gates, seq_len: int, vocab_size: int) -> list[dict[str, Any]]:
-    """Runs every gate on `data/documents/` and `data/tokens/`; gives one dict a gate, in a fixed order.
+def check(
+    documents: Path,
+    tokens: Path,
+    benchmarks: Path,
+    *,
+    gates: Gates,
+    packing: Packing,
+    vocab_size: int,
+    scratch: Path | None = None,
+    progress: Progress = lambda fraction: None,
+) -> Checked:
+    """Runs every gate on `data/documents/`, `data/tokens/` and `data/benchmarks/`.
 
-    Keys: `gate`, `rule`, `where`, `expectation`, `observed`, `limit`, `param`, `passed`, and `failures`: how many rows
-    break the rule, and `examples`: the first of them. Where files are not of the right form, only those gates are
-    given, because the others cannot be looked at. `vocab_size` is that of the models.
+    Where files are not of the right form, or a domain is empty, only those gates are run, because the others cannot be
+    looked at. `vocab_size` is that of the models; `scratch` is where to make a folder for what processes share, by
+    default the system's.
     """
-    frames = _frames()
-    results = []
-    files = {
-        "documents.files": (profiles.file_frame(_named(documents), documents), [_schema("documents", DOCUMENTS)]),
-        "tokens.shards": (profiles.file_frame(sorted((tokens / "train").glob("*.parquet")), tokens),
-                          [_schema("shards", SHARDS)]),
-        "tokens.heldout": (profiles.file_frame(sorted((tokens / "heldout").glob("*.parquet")), tokens),
-                           [_schema("heldout", HELDOUT)]),
-    }  # fmt: skip
-    for name, (frame, rules) in files.items():
-        results += _validate(frames, name, frame, ["file"], rules)
-    if not all(result["passed"] for result in results):
-        return results
-    provenance = read_json(tokens / "provenance.json")
-    document_frame = profiles.document_frame(documents)
-    row_frame = profiles.row_frame(tokens)
-    domain_frame = profiles.domain_frame(document_frame, row_frame, provenance)
-    corpus_frame = profiles.corpus_frame(document_frame, row_frame)
-    heldout_frame = row_frame[row_frame["split"] == "heldout"].reset_index(drop=True)
+    checked, frames = Checked(), _frames()
 
+    def run(table: pd.DataFrame | Worst, names: list[str], own: list[Gate], details: dict[str, Details] | None = None):
+        _validate(frames, checked, table if isinstance(table, Worst) else every(table, own), names, own, details or {})
+
+    run(file_frame(_named(documents), documents), ["file"], rules.DOCUMENT_FILES)
+    run(file_frame(sorted((tokens / "train").glob("*.parquet")), tokens), ["file"], rules.SHARD_FILES)
+    run(file_frame(sorted((tokens / "heldout").glob("*.parquet")), tokens), ["file"], rules.HELDOUT_FILES)
+    if not checked.passed:
+        return checked
+    counts = domain_counts(documents)
+    run(pd.DataFrame({"domain": list(counts), "documents": list(counts.values())}), ["domain"], rules.fetched(gates))
+    if not checked.passed:
+        return checked
+
+    provenance = read_json(tokens / "provenance.json")
+    about_documents, about_heldout = rules.single_documents(gates), rules.heldout_documents(gates)
+    blocks = document_blocks(documents, packing.heldout_fraction, packing.max_domain_bytes)
+    with tempfile.TemporaryDirectory(prefix="audit-", dir=scratch) as folder:
+        found = audit(blocks, benchmarks, gates, about_documents, about_heldout, Path(folder), progress)
+    checked.profile = _profile(found, tokens)
     total = provenance["total"]
-    results += _validate(frames, "documents.texts", document_frame, ["source", "row"], _document_gates(gates))
-    results += _validate(frames, "documents.domains", domain_frame, ["domain"], _mean_gates(gates))
-    results += _validate(frames, "documents.corpus", corpus_frame, [], _count_gates(gates, total))
-    results += _validate(
-        frames, "tokens.rows", row_frame, ["file", "row"], _row_gates(seq_len, min(vocab_size, _entries(tokens)))
-    )
-    results += _validate(frames, "tokens.overlap", heldout_frame, ["file", "row"], _overlap_gates())
-    results += _validate(frames, "tokens.domains", domain_frame, ["domain"], _mix_gates(gates))
-    results += _validate(frames, "tokens.corpus", corpus_frame, [], _total_gates(gates, total))
-    return results
+    duplicates, examples = found.duplicates
+    corpus = pd.DataFrame([{"used_documents": int(found.domains["used_documents"].sum()), "duplicates": duplicates}])
+    run(found.documents, ["source", "row", "id"], about_documents)
+    run(found.domains, ["domain"], rules.document_domains(gates), found.details)
+    if len(found.heldout.table):
+        run(found.heldout, ["source", "row", "domain"], about_heldout)
+    run(found.benchmarks, ["benchmark"], rules.benchmarks(gates), found.details)
+    run(corpus, [], rules.corpus(gates, total), {"documents.duplicates": {(): (duplicates, examples)}})
+
+    about_rows = rules.rows(packing.seq_len, min(vocab_size, tokenizer_meta(tokens / "tokenizer")["vocab_size"]))
+    heldout = heldout_rows(tokens)
+    shards = _look_at_shards(tokens, about_rows, frozenset(heldout.rows), frozenset(heldout.documents))
+    run(worst_of([*(part.worst for part in shards), worst(heldout.table, about_rows)], about_rows), ["file", "row"],
+        about_rows)  # fmt: skip
+    run(mark_seen(heldout, shards), ["file", "row"], rules.heldout_rows())
+    run(_token_domains(counts, provenance, heldout.table), ["domain"], rules.token_domains(gates))
+    sums = {"train_rows": sum(part.rows for part in shards), "train_eos": sum(part.eos for part in shards)}
+    run(pd.DataFrame([sums]), [], rules.tokens(gates, total))
+    checked.results.sort(key=lambda result: result["gate"].split(".")[0])  # stable: documents first, then tokens
+    return checked
 
 
 def refuse(results: list[dict[str, Any]], details: Path | None = None) -> None:
@@ -91,153 +112,146 @@ def refuse(results: list[dict[str, Any]], details: Path | None = None) -> None:
         limit = f", limit {result['limit']}" + (f" (params.yaml: {result['param']})" if result["param"] else "")
         lines.append(f"  - {result['gate']}: {result['rule']}: observed {result['observed']}{limit}")
         if result["examples"]:
-            shown = "; ".join(", ".join(f"{k}={v}" for k, v in example.items()) for example in result["examples"])
-            lines.append(f"      in {result['where']}, {result['failures']} rows, the first: {shown}")
+            lines.append(f"      in {result['where']}, {result['failures']:,} in all, the first:")
+            lines += [f"      {', '.join(f'{k}={v}' for k, v in example.items())}" for example in result["examples"]]
     params = sorted({result["param"] for result in failed if result["param"]})
     mend = "mend the corpus (corpus.sources)" + (f", or change {', '.join(params)} in params.yaml" if params else "")
     raise PicoError("\n".join(lines), where=str(details) if details else "", mend=mend)
 
 
-def _schema(name: str, columns: str) -> Gate:
-    where = {"documents": "data/documents", "shards": "data/tokens/train", "heldout": "data/tokens/heldout"}[name]
-    return Gate(f"{'documents' if name == 'documents' else 'tokens'}.schema", f"{name}: columns and types", where,
-                "ExpectColumnValuesToBeInSet", {"column": "columns", "value_set": [columns]}, columns, "",
-                lambda frame: sorted(set(frame["columns"])) or "no file")  # fmt: skip
+def _look_at_shards(tokens: Path, gates: list[Gate], rows: frozenset[bytes], documents: frozenset[bytes]) -> list[Rows]:
+    """Every shard of training rows, in order."""
+    eos = tokenizer_meta(tokens / "tokenizer")["eos_id"]
+    paths = sorted((tokens / "train").glob("*.parquet"))
+    found: list[Any] = [None] * len(paths)
+    calls = [(path, f"train/{path.name}", eos, gates, rows, documents) for path in paths]
+    for number, result in spread(training_rows, calls):
+        found[number] = result
+    return found
 
 
-def _between(name: str, rule: str, column: str, low: Any, high: Any, param: str, *, where: str = "") -> Gate:
-    """Every value of a column lies between limits, either of which may be None; observed: the most extreme value."""
-    if low is not None and high is not None and low != high:
-        limit: Any = [low, high]
-        observed: Callable[[pd.DataFrame], Any] = lambda frame: [frame[column].min(), frame[column].max()]  # noqa: E731
-    elif high is None:
-        limit, observed = low, lambda frame: frame[column].min()
-    elif low is None:
-        limit, observed = high, lambda frame: frame[column].max()
-    else:
-        limit = low
-        observed = lambda frame: _one_or_range(frame[column])  # noqa: E731
-    return Gate(name, rule, where or f"data/{name.split('.')[0]}", "ExpectColumnValuesToBeBetween",
-                {"column": column, "min_value": low, "max_value": high}, limit, param, observed)  # fmt: skip
+def _token_domains(counts: dict[str, int], provenance: dict[str, Any], heldout: pd.DataFrame) -> pd.DataFrame:
+    """One row a domain that was fetched or tokenized: `train_fraction` of the tokens, and `heldout_rows`."""
+    accounts = provenance["domains"]
+    total = sum(account["train_tokens"] for account in accounts.values())
+    rows = heldout.groupby("domain").size()
+    return pd.DataFrame(
+        [
+            {
+                "domain": domain,
+                "train_fraction": accounts.get(domain, {}).get("train_tokens", 0) / max(total, 1),
+                "heldout_rows": int(rows.get(domain, 0)),
+            }
+            for domain in sorted({*accounts, *counts})
+        ]
+    )
 
 
-def _one_or_range(values: pd.Series) -> Any:
-    low, high = values.min(), values.max()
-    return low if low == high else [low, high]
+def _profile(found: Audit, tokens: Path) -> dict[str, Any]:
+    """What the data page shows: histograms, characters, fertility and samples by domain; duplicates; contamination."""
+    tokenizer, eos = load_tokenizer(tokens / "tokenizer"), tokenizer_meta(tokens / "tokenizer")["eos_id"]
+    domains = {}
+    for row in found.domains.to_dict("records"):
+        name = row.pop("domain")
+        own = found.profile["domains"][name]
+        beginnings = found.beginnings.get(name, [])
+        lengths = encode(tokenizer, [text for _, _, text in beginnings], eos)[1] - 1
+        sizes = np.array([len(text.encode()) for _, _, text in beginnings], np.int64)
+        domains[name] = {
+            **{key: _plain(value) for key, value in row.items()},
+            "words": own["words"],
+            "bytes": own["bytes"],
+            "lengths": [[2 ** (place / BINS_PER_OCTAVE), n] for place, n in enumerate(own["lengths"]) if n],
+            "characters": dict(zip([*CLASSES, "all"], own["characters"], strict=True)),
+            "fertility": sorted((sizes[lengths > 0] / lengths[lengths > 0]).round(4).tolist()),
+            "samples": [{"id": identity, "bytes": size, "text": text[:SAMPLE]} for identity, size, text in
+                        beginnings[:SAMPLES]],
+        }  # fmt: skip
+    contaminated = found.details["documents.contamination"]
+    return {
+        **{key: value for key, value in found.profile.items() if key != "domains"},
+        "exact_duplicates": found.duplicates[0],
+        "length_bins_per_octave": BINS_PER_OCTAVE,
+        "domains": domains,
+        "near_duplicates": {
+            gate.split(".")[1]: [example for _, examples in found.details[gate].values() for example in examples]
+            for gate in ("documents.near_duplicates", "documents.heldout_near_duplicates")
+        },
+        "benchmarks": [
+            {key: _plain(value) for key, value in row.items()}
+            | {"found": contaminated.get((row["benchmark"],), (0, []))[1]}
+            for row in found.benchmarks.to_dict("records")
+        ],
+    }
 
 
-def _not_null(column: str, what: str) -> Gate:
-    return Gate("documents.nulls", f"no document lacks its {what}", "data/documents", "ExpectColumnValuesToNotBeNull",
-                {"column": column}, 0, "", lambda frame: int(frame[column].isna().sum()))  # fmt: skip
+SAMPLES, SAMPLE = 3, 400
+"""Documents a domain that are shown, and how many of their characters."""
 
 
-def _document_gates(gates: Gates) -> list[Gate]:
-    return [
-        *(_not_null(column, what) for column, what in
-          (("id", "id"), ("source", "source"), ("domain", "domain"), ("bytes", "text"))),
-        Gate("documents.identity", "every id is the sha256 of its text", "data/documents",
-             "ExpectColumnValuesToBeInSet", {"column": "id_is_hash", "value_set": [True]}, 0, "",
-             lambda frame: int((~frame["id_is_hash"]).sum())),
-        _between("documents.length", "bytes of the shortest document", "bytes", gates.min_document_bytes, None,
-                 "gates.min_document_bytes"),
-        _between("documents.length", "bytes of the longest document", "bytes", None, gates.max_document_bytes,
-                 "gates.max_document_bytes"),
-        _between("documents.characters", "largest share of control and replacement characters in a document",
-                 "control", None, gates.max_control_fraction, "gates.max_control_fraction"),
-    ]  # fmt: skip
-
-
-def _mean_gates(gates: Gates) -> list[Gate]:
-    return [_between("documents.mean_length", "mean bytes of a domain's documents", "mean_bytes",
-                     gates.min_mean_document_bytes, None, "gates.min_mean_document_bytes")]  # fmt: skip
-
-
-def _count_gates(gates: Gates, total: dict[str, Any]) -> list[Gate]:
-    distinct = total["documents"] + total["sampled_out"]
-    return [
-        _between("documents.count", "documents of distinct text", "distinct_documents", gates.min_documents, None,
-                 "gates.min_documents"),
-        _between("documents.deduplicated", "documents of distinct text are those tokenized and those sampled out",
-                 "distinct_documents", distinct, distinct, ""),
-    ]  # fmt: skip
-
-
-def _row_gates(seq_len: int, entries: int) -> list[Gate]:
-    return [
-        _between("tokens.row_length", "ids in every row: seq_len + 1", "length", seq_len + 1, seq_len + 1,
-                 "packing.seq_len"),
-        _between("tokens.range", "the lowest id", "lowest", 0, None, ""),
-        _between("tokens.range", "the highest id has an entry", "highest", None, entries - 1, "model.vocab_size"),
-        _between("tokens.eos", "documents of no text (two EOS in a row) in a row", "empty_documents", None, 0, ""),
-    ]  # fmt: skip
-
-
-def _overlap_gates() -> list[Gate]:
-    return [
-        _between("tokens.overlap", "held-out documents that are training documents, in a held-out row",
-                 "documents_in_training", None, 0, "", where="data/tokens/heldout"),
-        Gate("tokens.overlap", "held-out rows that are training rows", "data/tokens/heldout",
-             "ExpectColumnValuesToBeInSet", {"column": "in_training", "value_set": [False]}, 0, "",
-             lambda frame: int(frame["in_training"].sum())),
-        _between("tokens.heldout_bytes", "n_bytes less the bytes of the row's targets", "bytes_off", 0, 0, "",
-                 where="data/tokens/heldout"),
-    ]  # fmt: skip
-
-
-def _mix_gates(gates: Gates) -> list[Gate]:
-    return [
-        _between("tokens.domain_mix", "least share of a domain in the training tokens", "train_fraction",
-                 gates.min_domain_fraction, None, "gates.min_domain_fraction"),
-        _between("tokens.domain_mix", "largest share of a domain in the training tokens", "train_fraction", None,
-                 gates.max_domain_fraction, "gates.max_domain_fraction"),
-        _between("tokens.heldout_rows", "held-out rows of a domain", "heldout_rows", gates.min_heldout_rows, None,
-                 "gates.min_heldout_rows", where="data/tokens/heldout"),
-    ]  # fmt: skip
-
-
-def _total_gates(gates: Gates, total: dict[str, Any]) -> list[Gate]:
-    ended = total["train_documents"] - total["tail_documents_dropped"]
-    return [
-        _between("tokens.train_rows", "training rows", "train_rows", gates.min_train_rows, None,
-                 "gates.min_train_rows"),
-        _between("tokens.counted", "training rows are those that were counted", "train_rows", total["train_rows"],
-                 total["train_rows"], ""),
-        _between("tokens.eos", "EOS in the training rows: one for each document that ends in them", "train_eos",
-                 ended, ended, ""),
-    ]  # fmt: skip
-
-
-def _validate(frames: Any, suite: str, frame: pd.DataFrame, names: list[str], gates: list[Gate]) -> list[dict]:
-    """Runs the gates of one frame as one suite. `names`: the columns that name a row."""
+def _validate(
+    frames: Any, checked: Checked, table: Worst, names: list[str], gates: list[Gate], details: dict[str, Details]
+) -> None:
+    """Runs the gates of one table. `names`: the columns that name a row; `details`: what stands behind a named row."""
     import great_expectations as gx
 
-    if frame.empty:  # Great Expectations passes any rule about the values of no rows
-        return [_result(gate, "none", False, 0, []) for gate in gates]
-    asset = frames.add_dataframe_asset(suite)
-    batch = asset.add_batch_definition_whole_dataframe(suite).get_batch({"dataframe": frame})
+    suite = gates[0].name.split(".")[0]
+    results = checked.suites.setdefault(suite, [])
+    if table.table.empty:  # Great Expectations passes any rule about the values of no rows
+        checked.results += [_result(gate, "none", False, 0, []) for gate in gates]
+        results += [(None, result) for result in checked.results[-len(gates) :]]
+        return
+    asset = frames.add_dataframe_asset(f"{gates[0].name} {len(checked.results)}")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table.table})
     expectations = [
         getattr(gx.expectations, gate.expectation)(**gate.arguments, meta={"number": number})
         for number, gate in enumerate(gates)
     ]
-    form = {"result_format": "SUMMARY", "partial_unexpected_count": WORST}
+    form = {"result_format": "SUMMARY", "partial_unexpected_count": len(table.table)}
     if names:
         form["unexpected_index_column_names"] = names
     validation = batch.validate(gx.ExpectationSuite(name=suite, expectations=expectations), result_format=form)
     by_number = {result.expectation_config.meta["number"]: result for result in validation.results}
-    found = []
     for number, gate in enumerate(gates):
         result = by_number[number]
         if result.exception_info and (trouble := _trouble(result.exception_info)):
             raise RuntimeError(f"Great Expectations could not run {gate.name} ({gate.expectation}): {trouble}")
-        details = result.result
         examples = [
             {key: _plain(value) for key, value in example.items()}
-            for example in details.get("partial_unexpected_index_list") or []
+            for example in result.result.get("partial_unexpected_index_list") or []
             if isinstance(example, dict)
         ]
-        passed = bool(result.success)
-        found.append(_result(gate, _plain(gate.observed(frame)), passed, details.get("unexpected_count", 0), examples))
-    return found
+        passed, failures = bool(result.success), int(table.failures[number])
+        if passed != (failures == 0):
+            raise RuntimeError(f"Great Expectations and this project differ on {gate.name}: please report this")
+        _of_all_rows(result.result, failures, table.rows)
+        if gate.name in details and not passed:
+            behind = [details[gate.name].get(key, (0, [])) for key in ([tuple(e[n] for n in names) for e in examples]
+                                                                        if names else [()])]  # fmt: skip
+            failures, examples = sum(count for count, _ in behind), [e for _, own in behind for e in own]
+        observed = failures if gate.shows == "failures" else _observed(gate, table.table)
+        checked.results.append(_result(gate, observed, passed, failures, examples))
+        results.append((result, checked.results[-1]))
+
+
+def _of_all_rows(found: dict[str, Any], failures: int, rows: int) -> None:
+    """Makes the library's counts, of the rows that it was shown, those of the whole table."""
+    share = 100 * failures / rows
+    found |= {"element_count": rows, "unexpected_count": failures}
+    found |= {name: share for name in found if name.startswith("unexpected_percent")}
+
+
+def _observed(gate: Gate, table: pd.DataFrame) -> Any:
+    """The extreme values of the gate's column, or the values that are in it."""
+    values = table[gate.column].dropna()
+    if gate.shows == "values":
+        return sorted(set(values)) or "no file"
+    if values.empty:
+        return "none"
+    low, high = _plain(values.min()), _plain(values.max())
+    if gate.shows == "range":
+        return low if low == high else [low, high]
+    return low if gate.shows == "min" else high
 
 
 def _result(gate: Gate, observed: Any, passed: bool, failures: int, examples: list[dict]) -> dict[str, Any]:
@@ -250,7 +264,7 @@ def _result(gate: Gate, observed: Any, passed: bool, failures: int, examples: li
         "limit": gate.limit,
         "param": gate.param,
         "passed": passed,
-        "failures": int(failures),
+        "failures": failures,
         "examples": examples[:WORST],
     }
 
@@ -262,11 +276,11 @@ def _trouble(information: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types for numpy's; a NaN is said in a word."""
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+    """JSON's own types for numpy's, whole numbers as such; a NaN is said in a word."""
     value = value.item() if hasattr(value, "item") else value
-    return "none" if isinstance(value, float) and value != value else value
+    if isinstance(value, float):
+        return "none" if value != value else int(value) if value.is_integer() else value
+    return value
 
 
 def _frames() -> Any:
@@ -288,7 +302,3 @@ def _frames() -> Any:
 
 def _named(documents: Path) -> list[Path]:
     return [documents / f"{entry['name']}.parquet" for entry in read_json(documents / "sources.json")]
-
-
-def _entries(tokens: Path) -> int:
-    return read_json(tokens / "tokenizer" / "meta.json")["vocab_size"]

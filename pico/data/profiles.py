@@ -1,12 +1,12 @@
-"""What the gates look at: small tables of statistics of documents, rows, domains and files, never whole texts.
+"""What the gates look at in documents, rows and files: statistics of one row group at a time, never whole corpora.
 
-Every frame names its rows (`source`, `row`; `file`, `row`; `domain`), so that a gate can say where it failed.
+Every table names its rows (`source`, `row`; `file`, `row`), so that a gate can say where it failed.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pico.data.fates import UNUSED
 from pico.data.heldout import target_bytes
+from pico.data.rules import Gate, Worst, worst, worst_of
 from pico.data.tokenizer import load_tokenizer, token_bytes, tokenizer_meta
 from pico.errors import PicoError
-from pico.files import read_json
 
 CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}\x{fffd}]"
 """Control characters other than tab, line feed and carriage return; and the replacement character (RE2 syntax)."""
+CLASSES = {
+    "letters": r"\p{L}",
+    "digits": r"\p{N}",
+    "white space": r"\s",
+    "punctuation and symbols": r"[\p{P}\p{S}]",
+    "control": CONTROL,
+}
+"""What the character profile counts; RE2 syntax."""
+BINS_PER_OCTAVE = 4
+LENGTH_BINS = 40 * BINS_PER_OCTAVE
+"""Of document lengths, a quarter of an octave wide from 1 byte on."""
 
 
 def file_frame(paths: list[Path], root: Path) -> pd.DataFrame:
@@ -36,114 +48,108 @@ def file_frame(paths: list[Path], root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "columns"])
 
 
-def document_frame(documents: Path) -> pd.DataFrame:
-    """One row a document, in reading order, duplicates in.
+def document_frame(table: pa.Table, first: int, fates: np.ndarray) -> pd.DataFrame:
+    """One row a document of a row group that begins at row `first` of its file.
 
-    `source`, `row`, `id`, `domain`, `bytes` (UTF-8), `control` (fraction of characters), `id_is_hash` (bool).
+    `source`, `row`, `id`, `domain`, `text_bytes` (UTF-8), `id_is_hash` (bool); and of those that are used `bytes` and
+    `control` (fraction of characters), which are NaN for the rest.
     """
-    frames = []
-    for entry in read_json(documents / "sources.json"):
-        start = 0
-        for table in _tables(documents / f"{entry['name']}.parquet", ["id", "source", "domain", "text"]):
-            text = table["text"]
-            characters = pc.utf8_length(text).to_numpy()
-            control = pc.count_substring_regex(text, CONTROL).to_numpy()
-            ids = table["id"].to_pylist()
-            hashes = [value and hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "source": table["source"].to_pandas(),
-                        "row": np.arange(start, start + table.num_rows),
-                        "id": ids,
-                        "domain": table["domain"].to_pandas(),
-                        "bytes": pc.binary_length(text).to_pandas(),
-                        "control": control / np.maximum(characters, 1),
-                        "id_is_hash": [identity == expected for identity, expected in zip(ids, hashes, strict=True)],
-                    }
-                )
-            )
-            start += table.num_rows
-    return pd.concat(frames, ignore_index=True)
+    text = table["text"]
+    ids = table["id"].to_pylist()
+    hashes = [value and hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
+    used = fates != UNUSED
+    sizes = pc.binary_length(text).to_pandas().astype("float64")
+    control = pc.count_substring_regex(text, CONTROL).to_pandas().astype("float64")
+    characters = pc.utf8_length(text).to_pandas().astype("float64")
+    return pd.DataFrame(
+        {
+            "source": table["source"].to_pandas(),
+            "row": np.arange(first, first + table.num_rows),
+            "id": ids,
+            "domain": table["domain"].to_pandas(),
+            "text_bytes": sizes,
+            "bytes": sizes.where(used),
+            "control": (control / characters.clip(lower=1)).where(used),
+            "id_is_hash": [identity == expected for identity, expected in zip(ids, hashes, strict=True)],
+        }
+    )
 
 
-def row_frame(tokens: Path) -> pd.DataFrame:
-    """One row a row of the shards and held-out files, in order of file names.
+def length_histogram(sizes: np.ndarray) -> np.ndarray:
+    """Documents in each of LENGTH_BINS bins of log-length: int64."""
+    places = np.floor(BINS_PER_OCTAVE * np.log2(np.maximum(sizes, 1))).astype(np.int64)
+    return np.bincount(np.minimum(places, LENGTH_BINS - 1), minlength=LENGTH_BINS)
 
-    `file`, `row`, `split` (train or heldout), `domain` (empty for train), `length`, `lowest` and `highest` (ids; -1 in
-    a row of none), `eos` and `empty_documents` (counts; an empty document is two EOS in a row). For held-out rows also
-    `bytes_off` (`n_bytes` less the bytes of the targets), `in_training` (the exact row is a training row too) and
-    `documents_in_training` (whole documents within the row that are whole within a training row too).
+
+def character_counts(texts: pa.ChunkedArray) -> np.ndarray:
+    """Characters of each of CLASSES, and all of them last: int64 (classes + 1,)."""
+    found = [pc.sum(pc.count_substring_regex(texts, pattern)).as_py() or 0 for pattern in CLASSES.values()]
+    return np.array([*found, pc.sum(pc.utf8_length(texts)).as_py() or 0], np.int64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of token rows: what gates need to know, how many there are, and how many EOS are in them."""
+
+    worst: Worst
+    rows: int
+    eos: int
+    known_rows: frozenset[bytes] = frozenset()
+    """Of the held-out rows asked about, those that are here too."""
+    known_documents: frozenset[bytes] = frozenset()
+    """The same of whole documents within them."""
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The held-out rows: `table` has one row each, and what they hold, by content."""
+
+    table: pd.DataFrame
+    rows: dict[bytes, list[int]]
+    """The ids of a row as bytes -> rows of the table."""
+    documents: dict[bytes, list[int]]
+    """The same of every whole document in a row."""
+
+
+def training_rows(
+    path: Path, file: str, eos: int, gates: Sequence[Gate], rows: frozenset[bytes], documents: frozenset[bytes]
+) -> Rows:
+    """Looks at one shard. `rows` and `documents`: those held out, which should not be in it."""
+    parts, count, n_eos = [], 0, 0
+    known_rows: set[bytes] = set()
+    known_documents: set[bytes] = set()
+    for table in tables(path, ["input_ids"]):
+        profile, values, ends = _profile(table["input_ids"], eos)
+        profile.insert(0, "row", np.arange(count, count + table.num_rows))
+        profile.insert(0, "file", file)
+        count, n_eos = count + table.num_rows, n_eos + int(profile["eos"].sum())
+        parts.append(worst(profile, gates))
+        known_rows.update(own for row in np.split(values, ends[:-1]) if (own := row.tobytes()) in rows)
+        known_documents.update(own for _, own in _whole_documents(values, ends, eos) if own in documents)
+    if not parts:
+        empty = pd.DataFrame(columns=["file", "row", "length", "lowest", "highest", "eos", "empty_documents"])
+        parts = [Worst(empty, np.zeros(len(gates), np.int64), 0)]
+    return Rows(worst_of(parts, gates), count, n_eos, frozenset(known_rows), frozenset(known_documents))
+
+
+def heldout_rows(tokens: Path) -> Heldout:
+    """Looks at the held-out files, which are few and small.
+
+    The table: `file`, `row`, `domain`, `length`, `lowest` and `highest` (ids; -1 in a row of none), `eos` and
+    `empty_documents` (counts; an empty document is two EOS in a row), `bytes_off` (`n_bytes` less the bytes of the
+    targets), and for `mark_seen` `in_training` (false) and `documents_in_training` (0).
     """
     eos = tokenizer_meta(tokens / "tokenizer")["eos_id"]
     sizes = token_bytes(load_tokenizer(tokens / "tokenizer"))
-    heldout, known_rows, known_documents = _heldout(tokens, eos, sizes)
-    frames = []
-    for path in sorted((tokens / "train").glob("*.parquet")):
-        start = 0
-        for table in _tables(path, ["input_ids"]):
-            profile, values, ends = _profile(table["input_ids"], eos)
-            profile.insert(0, "row", np.arange(start, start + table.num_rows))
-            profile.insert(0, "file", f"train/{path.name}")
-            start += table.num_rows
-            frames.append(profile)
-            if known_rows:
-                for row in np.split(values, ends[:-1]):
-                    for index in known_rows.get(row.tobytes(), ()):
-                        heldout.loc[index, "in_training"] = True
-            for _, document in _whole_documents(values, ends, eos):
-                for index in known_documents.pop(document, ()):
-                    heldout.loc[index, "documents_in_training"] += 1
-    train = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["file", "row"])
-    train["split"], train["domain"] = "train", ""
-    train["bytes_off"], train["in_training"], train["documents_in_training"] = 0, True, 0
-    return pd.concat([train, heldout], ignore_index=True)
-
-
-def domain_frame(documents: pd.DataFrame, rows: pd.DataFrame, provenance: dict[str, Any]) -> pd.DataFrame:
-    """One row a domain: `domain`, `mean_bytes` of its documents, `train_fraction` of tokens, `heldout_rows`."""
-    accounts = provenance["domains"]
-    total = sum(account["train_tokens"] for account in accounts.values())
-    means = documents.groupby("domain")["bytes"].mean()
-    heldout = rows[rows["split"] == "heldout"].groupby("domain").size()
-    return pd.DataFrame(
-        [
-            {
-                "domain": domain,
-                "mean_bytes": float(means.get(domain, 0.0)),
-                "train_fraction": accounts.get(domain, {}).get("train_tokens", 0) / max(total, 1),
-                "heldout_rows": int(heldout.get(domain, 0)),
-            }
-            for domain in sorted(set(accounts) | set(means.index))
-        ]
-    )
-
-
-def corpus_frame(documents: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row: `distinct_documents`, `train_rows`, `train_eos` (EOS ids in them)."""
-    train = rows[rows["split"] == "train"]
-    return pd.DataFrame(
-        [
-            {
-                "distinct_documents": int(documents["id"].nunique()),
-                "train_rows": len(train),
-                "train_eos": int(train["eos"].sum()) if len(train) else 0,
-            }
-        ]
-    )
-
-
-def _heldout(
-    tokens: Path, eos: int, sizes: np.ndarray
-) -> tuple[pd.DataFrame, dict[bytes, list[int]], dict[bytes, list[int]]]:
-    """The frame of the held-out rows; and their rows and whole documents as bytes -> rows of that frame."""
-    frames, known_rows, known_documents, done = [], {}, {}, 0  # type: ignore[var-annotated]
+    frames, done = [], 0
+    known_rows: dict[bytes, list[int]] = {}
+    known_documents: dict[bytes, list[int]] = {}
     for path in sorted((tokens / "heldout").glob("*.parquet")):
         table = pq.read_table(path, columns=["input_ids", "n_bytes"])
         profile, values, ends = _profile(table["input_ids"], eos)
         profile.insert(0, "row", np.arange(table.num_rows))
         profile.insert(0, "file", f"heldout/{path.name}")
-        profile["split"], profile["domain"] = "heldout", path.stem
+        profile["domain"] = path.stem
         rows = np.split(values, ends[:-1]) if len(ends) else []
         safe = [np.clip(row, 0, len(sizes) - 1)[None, :] for row in rows]  # ids out of range have their own gate
         expected = np.array([int(target_bytes(row, sizes)[0]) for row in safe], np.int64)
@@ -156,7 +162,28 @@ def _heldout(
         done += len(rows)
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["file", "row", "domain"])
     frame["in_training"], frame["documents_in_training"] = False, 0
-    return frame, known_rows, known_documents
+    return Heldout(frame, known_rows, known_documents)
+
+
+def mark_seen(heldout: Heldout, found: Sequence[Rows]) -> pd.DataFrame:
+    """The table, with `in_training` and `documents_in_training` as the shards were found to hold them."""
+    table = heldout.table.copy()
+    for own in set().union(*(part.known_rows for part in found)):
+        table.loc[heldout.rows[own], "in_training"] = True
+    for own in set().union(*(part.known_documents for part in found)):
+        for row in heldout.documents[own]:
+            table.loc[row, "documents_in_training"] += 1
+    return table
+
+
+def tables(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after another."""
+    try:
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend="make it again: dvc repro") from error
 
 
 def _profile(column: pa.ChunkedArray, eos: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -194,16 +221,6 @@ def _whole_documents(values: np.ndarray, ends: np.ndarray, eos: int) -> Iterator
     inside = np.flatnonzero((owner[1:] == owner[:-1]) & (np.diff(places) > 1))
     for left, right, number in zip(places[inside], places[inside + 1], owner[inside], strict=True):
         yield int(number), values[left + 1 : right].tobytes()
-
-
-def _tables(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after another."""
-    try:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend="make it again: dvc repro") from error
 
 
 def _type_name(kind: pa.DataType) -> str:

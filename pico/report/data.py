@@ -2,7 +2,7 @@
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Inputs:
     sources: Path
     provenance: Path
     gates: Path
+    profile: Path
+    """`data/profile/profile.json`"""
     models: tuple[ModelPaths, ...]
 
 
@@ -99,6 +101,8 @@ class Suite:
     """In order of non-embedding parameters."""
     batch: str
     """The held-out batch whose activations are compared, in words for captions."""
+    profile: dict[str, Any] = field(default_factory=dict)
+    """What the gates saw of the documents; empty where no page of the data is made."""
 
     @cached_property
     def domains(self) -> list[str]:
@@ -135,6 +139,7 @@ def gather(inputs: Inputs) -> Suite:
         models=sorted(models, key=lambda model: (model.non_embedding_parameters, model.name)),
         batch=f"a fixed held-out batch of {captured.batch_size} sequences at {captured.positions} positions each "
         f"(n = {captured.batch_size * captured.positions} rows)",
+        profile=read_json(inputs.profile),
     )
 
 

@@ -7,6 +7,7 @@ then update t, with the batch that is a function of (seed, t); then, where due, 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pico.errors import PicoError
 from pico.model import Decoder
+from pico.model.flops import peak_flops, training_flops_per_token
 from pico.train.batches import Batches, micro_batches
 from pico.train.capture import activation_metadata, capture, chosen_layers, noise_metadata
 from pico.train.curve import Point, first_nonfinite
@@ -88,6 +90,9 @@ class _Run:
         self.updates = Updates(spec, self.shared, self.tokens_per_step, self._precision)
         self.keeper = Keeper(work, spec, identity, self.tokens_per_step)
         self.spikes = SpikeDetector()
+        self.peak = peak_flops(world.device, spec.training.precision).flops if self.first else 0.0
+        """Of one process, FLOP/s."""
+        self.flops_per_token = training_flops_per_token(spec.decoder, self.batches.seq_len)
         self.pending: list[Update] = []
         self.skipped = 0
         """Updates left out in a row, because they were not finite."""
@@ -144,7 +149,14 @@ class _Run:
         if self.first:
             for earlier in self.keeper.curve.read():
                 self.spikes.baseline(earlier.train_loss)
-            self.tell({"start": self.shown, "steps": self.spec.training.steps, "tokens_per_step": self.tokens_per_step})
+            self.tell(
+                {
+                    "start": self.shown,
+                    "steps": self.spec.training.steps,
+                    "tokens_per_step": self.tokens_per_step,
+                    "curve": str(self.keeper.curve.path.resolve()),
+                }
+            )
         return point.step if point else None
 
     def _time_to_flush(self, step: int) -> bool:
@@ -170,7 +182,8 @@ class _Run:
         now, last = time.monotonic(), points[-1]
         rate_now = (last.step - self.shown) * self.tokens_per_step / max(now - self.flushed, 1e-9)
         event = {"step": last.step, "loss": last.train_loss, "learning_rate": last.learning_rate,
-                 "gradient_norm": last.gradient_norm, "tokens_per_second": rate_now}  # fmt: skip
+                 "tokens_per_second": rate_now, "points": [astuple(point) for point in points],
+                 "mfu": rate_now * self.flops_per_token / (self.peak * self.world.size)}  # fmt: skip
         self.tell(event if heldout_loss is None else {**event, "heldout_loss": heldout_loss})
         self.flushed, self.shown = now, last.step
 

@@ -103,7 +103,8 @@ class Display:
             self._advance(event)
 
     def _advance(self, event: dict[str, Any]) -> None:
-        note = f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {event['tokens_per_second']:,.0f} tokens/s"
+        speed = f"{event['tokens_per_second']:,.0f} tokens/s  MFU {event['mfu']:.0%}"
+        note = f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  {speed}"
         self.progress.update(self.task, completed=event["step"], note=note)
         if self.update:
             self.update(event["step"] / self.steps)

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from made_documents import small_corpus
+from made_documents import made_up, small_corpus
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import TaskRunSort
@@ -34,6 +36,8 @@ def test_tokens_are_published_gates_pass_and_both_are_seen(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small_corpus(Path("data/documents"))
+    (folder := Path("data/benchmarks/passages")).mkdir(parents=True)
+    pq.write_table(pa.table({"text": made_up(20, 9)}), folder / "test.parquet")
     flow(name="prepare")(prepare)(stage("prepare"))
     account = json.loads(Path("reports/data.json").read_text())
     assert Path("data/tokens/provenance.json").read_bytes() == Path("reports/data.json").read_bytes()
@@ -41,17 +45,25 @@ def test_tokens_are_published_gates_pass_and_both_are_seen(
     flow(name="validate")(validate)(stage("validate"))
     gates = Path("reports/gates.json").read_bytes()
     assert all(result["passed"] for result in json.loads(gates))
-    assert not Path("runs").exists()
+    assert not Path("runs/validate").exists()
+    docs = {path.name: path.read_bytes() for path in Path("reports/data_docs").iterdir()}
+    assert set(docs) == {"index.html", "documents.html", "tokens.html"}
+    profile = Path("data/profile/profile.json").read_bytes()
     with get_client(sync_client=True) as client:
         assert {artifact.key for artifact in client.read_artifacts()} >= {"prepare-domains", "validate-gates"}
         tasks = {run.name.rsplit("-", 1)[0] for run in client.read_task_runs(sort=TaskRunSort.END_TIME_DESC)}
     assert tasks >= {"survey", "make_tokenizer", "tokenize", "write_tokens", "check_gates"}
 
-    with pytest.raises(PicoError, match=r"documents\.count[\s\S]*gates\.min_documents[\s\S]*runs/validate/gates\.json"):
+    with pytest.raises(
+        PicoError, match=r"documents\.count[\s\S]*gates\.min_documents[\s\S]*runs/validate/data_docs/index\.html"
+    ):
         flow(name="validate")(validate)(stage("validate", min_documents=1000))
-    assert not Path("reports/gates.json").exists()
+    assert not any(Path(out).exists() for out in ("reports/gates.json", "reports/data_docs", "data/profile"))
+    assert "✗ failed" in Path("runs/validate/data_docs/documents.html").read_text()
     details = json.loads(Path("runs/validate/gates.json").read_text())
     assert [result["gate"] for result in details if not result["passed"]] == ["documents.count"]
     flow(name="validate")(validate)(stage("validate"))
     assert Path("reports/gates.json").read_bytes() == gates
     assert not Path("runs/validate/gates.json").exists()
+    assert {path.name: path.read_bytes() for path in Path("reports/data_docs").iterdir()} == docs
+    assert Path("data/profile/profile.json").read_bytes() == profile

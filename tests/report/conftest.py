@@ -96,11 +96,60 @@ def write_inputs(folder: Path, names: Sequence[str], *, nulls: bool = False) -> 
             },
         ],
     )
+    write(folder / "profile.json", profile_of(counts))
     models = tuple(
         write_model(folder, name, width, index, nulls)
         for index, (name, width) in enumerate(zip(names, WIDTHS, strict=False))
     )
-    return Inputs(params, folder / "sources.json", folder / "provenance.json", folder / "gates.json", models)
+    return Inputs(
+        params,
+        folder / "sources.json",
+        folder / "provenance.json",
+        folder / "gates.json",
+        folder / "profile.json",
+        models,
+    )
+
+
+def profile_of(counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the gates saw of the documents."""
+    pair = {"domain": "code", "source": "code-source", "row": 3, "id": "ab" * 32, "similarity": 0.85}
+    return {
+        "compared_documents": {"train": 2000, "heldout": 40},
+        "heldout_runs_sampled_one_in": 4,
+        "exact_duplicates": 0,
+        "length_bins_per_octave": 4,
+        "domains": {
+            name: {
+                "used_documents": entry["documents"],
+                "train_documents": entry["train_documents"],
+                "heldout_documents": entry["heldout_documents"],
+                "mean_bytes": 1234.5,
+                "near_duplicates": 1,
+                "near_duplicates_fraction": 0.001,
+                "heldout_near_duplicates": 0,
+                "heldout_near_duplicates_fraction": 0,
+                "heldout_runs": 5000,
+                "overlap": 0.0125,
+                "words": 100 * entry["documents"],
+                "bytes": entry["bytes"],
+                "lengths": [[64.0, 10], [128.0, 30], [256.0, 20]],
+                "characters": {"letters": 800, "digits": 20, "white space": 180, "all": 1000},
+                "fertility": [2.5, 3.0, 3.25, 4.0],
+                "samples": [{"id": "cd" * 32, "bytes": 40, "text": f"<script>{name}</script> & \u202eturned\x00"}],
+            }
+            for name, entry in counts.items()
+        },
+        "near_duplicates": {
+            "near_duplicates": [pair | {"other_source": "code-source", "other_row": 9, "other_id": "ef" * 32}],
+            "heldout_near_duplicates": [],
+        },
+        "benchmarks": [
+            {"benchmark": "sciq/validation", "examples": 1000, "checked": 990, "contaminated": 1, "fraction": 0.001,
+             "found": [{"benchmark": "sciq/validation", "example": 17, "source": "code-source", "row": 5,
+                        "id": "01" * 32, "text": "What <b>is</b> it"}]}
+        ],
+    }  # fmt: skip
 
 
 def write_model(folder: Path, name: str, width: int, index: int, nulls: bool) -> ModelPaths:

@@ -17,6 +17,7 @@ from pico.report.figures import binned
 from pico.report.page import render, write_report
 from pico.report.plots import HEADERS, write_plots
 
+BESIDE = {"index.html", "explorer.html", "data.html", "data_docs/index.html"}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -67,8 +68,8 @@ def test_page_is_well_formed_and_loads_nothing(shared: tuple[Suite, str]) -> Non
     assert not checker.tags & {"script", "iframe", "object", "embed"}
     inside = [reference for reference in checker.references if reference.startswith("#")]
     assert set(inside) <= {f"#{one}" for one in checker.ids}
-    # the explorer lies beside the page, and is only linked
-    assert all(one.startswith(("#", "data:")) or one == "explorer.html" for one in checker.references)
+    # other pages lie beside this one, and are only linked
+    assert all(one.startswith(("#", "data:")) or one in BESIDE for one in checker.references)
     assert not re.search(r"@import|url\((?!#)", page)
     assert len(page) < 3_000_000
 
@@ -129,6 +130,7 @@ def test_equal_inputs_give_equal_bytes(make_inputs: Callable[..., Inputs], tmp_p
     assert {"loss", "cka", "heat-per-simple", "spectra", "stability", "benchmarks"} <= pictures
     assert all((tmp_path / "one" / "figures" / f"{key}.{kind}").exists() for key in pictures for kind in ("svg", "png"))
     assert [str(path) for path in files if path.parent.name != "figures"] == [
+        "data.html",
         "explorer.html",
         "index.html",
         "metrics.json",
@@ -175,7 +177,7 @@ def test_suite_json_is_as_the_contract_says(shared: tuple[Suite, str]) -> None:
 
 def test_models_are_ordered_by_size_whatever_params_say(make_inputs: Callable[..., Inputs]) -> None:
     inputs = make_inputs("tiny", "small", "medium")
-    turned = Inputs(inputs.params, inputs.sources, inputs.provenance, inputs.gates, inputs.models[::-1])
+    turned = Inputs(inputs.params, inputs.sources, inputs.provenance, inputs.gates, inputs.profile, inputs.models[::-1])
     assert [model.name for model in gather(turned).models] == ["tiny", "small", "medium"]
 
 

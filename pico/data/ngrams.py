@@ -1,0 +1,117 @@
+"""Runs of n words as 64-bit hashes, and an index that finds those of one collection in another.
+
+Words are normalised as for GPT-3 (Brown et al. 2020, appendix C) and in the Pile's decontamination: lower case,
+punctuation taken out, split at white space; here punctuation and symbols are Unicode's (`don’t` and `don't` are one
+word), after NFKC. Languages written without spaces have few words in this sense, so that little is found in them.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SHORTEST = 8
+"""Words of the shortest run that is looked for, as for GPT-3: shorter ones are common phrases."""
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+MAX_SLOTS_BITS = 26
+"""Of the index's filter: at most 64 MiB."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of some texts, one text after another."""
+
+    hashes: np.ndarray
+    """uint64 (words,)"""
+    counts: np.ndarray
+    """Words of each text, int64 (texts,)."""
+
+    def runs(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(n, hashes of all runs of n words uint64, the text that each lies in int64), for each n of `lengths`.
+
+        A run's hash is a polynomial of those of its words; no run reaches from one text into the next.
+        """
+        starts = np.arange(len(self.hashes))
+        owners = np.repeat(np.arange(len(self.counts)), self.counts)
+        left = np.cumsum(self.counts)[owners] - starts if len(starts) else starts  # words to the end of the text
+        found = self.hashes
+        for n in range(1, max(lengths, default=0) + 1):
+            if n > 1:
+                found = found[:-1] * MULTIPLIER + self.hashes[n - 1 :]
+            if n in lengths:
+                inside = left[: len(found)] >= n
+                yield n, found[inside], owners[: len(found)][inside]
+
+
+def words_of(texts: pa.Array | pa.ChunkedArray) -> Words:
+    """The normalised words of texts; a null has none."""
+    text = pc.fill_null(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts, "")
+    text = pc.utf8_lower(pc.utf8_normalize(text.cast(pa.large_string()), form="NFKC"))
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"[\p{P}\p{S}]+", ""))
+    split = pc.utf8_split_whitespace(text)
+    counts = split.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    empty = pc.equal(text, "").to_numpy(zero_copy_only=False)  # whose split is one empty word
+    encoded = split.flatten().dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False)[~np.repeat(empty, counts)]
+    return Words(_hashes(encoded.dictionary.to_pylist())[codes], np.where(empty, 0, counts))
+
+
+def whole(words: Words, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The runs that are a whole text of SHORTEST to `longest` - 1 words: hashes, and the text of each."""
+    pairs = [
+        (hashes[words.counts[owners] == n], owners[words.counts[owners] == n])
+        for n, hashes, owners in words.runs(range(SHORTEST, longest))
+    ]
+    return (
+        np.concatenate([np.zeros(0, np.uint64), *(hashes for hashes, _ in pairs)]),
+        np.concatenate([np.zeros(0, np.int64), *(owners for _, owners in pairs)]),
+    )
+
+
+class Index:
+    """A sorted set of hashes, with a bitmap before it that most of those that are not in it fall through."""
+
+    def __init__(self, hashes: np.ndarray, slots: np.ndarray | None = None) -> None:
+        self.hashes = hashes
+        """uint64, sorted, distinct."""
+        bits = min(MAX_SLOTS_BITS, max(10, int(np.ceil(np.log2(16 * max(1, len(hashes)))))))
+        self._shift = np.uint64(64 - bits)
+        self._slots = np.zeros(2**bits, bool) if slots is None else slots
+        if slots is None:
+            self._slots[hashes >> self._shift] = True
+
+    @classmethod
+    def of(cls, hashes: np.ndarray) -> "Index":
+        """From hashes in any order, with repetition."""
+        return cls(np.unique(hashes))
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `hashes` are in the index (their places), and where in it: two int64 arrays of one length."""
+        likely = np.flatnonzero(self._slots[hashes >> self._shift])
+        if not len(likely) or not len(self.hashes):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        wanted = hashes[likely]
+        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        right = self.hashes[places] == wanted
+        return likely[right], places[right]
+
+    def save(self, folder: Path) -> None:
+        """Writes it to a folder, from where processes map it into memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "hashes.npy", self.hashes)
+        np.save(folder / "slots.npy", self._slots)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Index":
+        """What `save` wrote; the pages are read as they are needed."""
+        return cls(np.load(folder / "hashes.npy", mmap_mode="r"), np.load(folder / "slots.npy", mmap_mode="r"))
+
+
+def _hashes(words: Sequence[str]) -> np.ndarray:
+    """The first eight bytes of each word's BLAKE2b: uint64."""
+    digests = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)

@@ -1,0 +1,95 @@
+"""Runs of words: equal exactly where the words are, never across texts; and near-duplicates by MinHash."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pico.data.near_duplicates import BANDS, PERMUTATIONS, Reference, signatures
+from pico.data.ngrams import Index, whole, words_of
+
+WORDS = st.lists(st.sampled_from(["a", "b", "Cé", "don't", "“d”", "1,5", "\n"]), max_size=30).map(" ".join)
+
+
+def plain_words(text):
+    """The normalisation, written the slow way."""
+    import unicodedata
+
+    text = unicodedata.normalize("NFKC", text).lower()
+    return "".join(c for c in text if unicodedata.category(c)[0] not in "PS").split()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(WORDS, max_size=6), st.integers(1, 5))
+def test_runs_are_equal_exactly_where_their_words_are(texts, n):
+    words = words_of(pa.array(texts, pa.string()))
+    assert words.counts.tolist() == [len(plain_words(text)) for text in texts]
+    _, hashes, owners = next(words.runs([n]))
+    runs = [
+        (number, tuple(own[at : at + n]))
+        for number, own in enumerate(map(plain_words, texts))
+        for at in range(len(own) - n + 1)
+    ]
+    assert owners.tolist() == [number for number, _ in runs]
+    by_hash = dict(zip(hashes.tolist(), (run for _, run in runs), strict=True))
+    assert len(by_hash) == len({run for _, run in runs})
+    assert all(by_hash[value] == run for value, (_, run) in zip(hashes.tolist(), runs, strict=True))
+
+
+def test_case_punctuation_and_quotes_make_no_difference():
+    one = words_of(pa.array(["He said: “Don’t go!”", None, "", "ﬁne １２"]))
+    two = words_of(pa.array(["HE SAID  dont go", "", "...", "fine 12"]))
+    assert one.hashes.tolist() == two.hashes.tolist()
+    assert one.counts.tolist() == two.counts.tolist() == [4, 0, 0, 2]
+
+
+def test_whole_texts_are_those_of_eight_words_and_up_but_shorter_than_a_run():
+    texts = [" ".join("abcdefghijklmn"[:count]) for count in range(1, 15)]
+    hashes, owners = whole(words_of(pa.array(texts)), 13)
+    assert owners.tolist() == [7, 8, 9, 10, 11]
+    assert len(set(hashes.tolist())) == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=50), st.lists(st.integers(0, 2**64 - 1), max_size=50))
+def test_an_index_finds_what_is_in_it_and_nothing_else(inside, others):
+    index = Index.of(np.array(inside, np.uint64))
+    asked = np.array([*others, *inside], np.uint64)
+    at, places = index.find(asked)
+    assert at.tolist() == [number for number, value in enumerate(asked.tolist()) if value in set(inside)]
+    assert (index.hashes[places] == asked[at]).all()
+
+
+def test_an_index_and_a_reference_are_the_same_after_saving(tmp_path):
+    index = Index.of(np.arange(1000, dtype=np.uint64) << np.uint64(50))
+    index.save(tmp_path)
+    asked = np.arange(3000, dtype=np.uint64) << np.uint64(49)
+    assert all(map(np.array_equal, index.find(asked), Index.load(tmp_path).find(asked)))
+    found = signatures(words_of(pa.array([f"some words of text number {n}" for n in range(20)])))
+    reference = Reference.of(found)
+    reference.save(tmp_path)
+    assert all(map(np.array_equal, reference.pairs(found, 0.3), Reference.load(tmp_path).pairs(found, 0.3)))
+
+
+@pytest.mark.parametrize("changed", [0, 1, 4, 25])
+def test_similarity_is_estimated_and_close_pairs_are_found(changed):
+    random = np.random.default_rng(changed)
+    texts = ["".join(f"w{n} " for n in random.permutation(10**6)[:200]) for _ in range(30)]
+    others = [" ".join([*(f"v{n}" for n in range(changed)), *text.split()[changed:]]) for text in texts]
+    shared = 196 - min(196, changed)  # shingles of five words; the changed words are at the beginning
+    jaccard = shared / (2 * 196 - shared)
+    one, two = (signatures(words_of(pa.array(own))) for own in (texts, others))
+    assert one.shape == (30, PERMUTATIONS)
+    estimate = (one == two).mean()
+    assert estimate == pytest.approx(jaccard, abs=4 * np.sqrt(max(jaccard * (1 - jaccard), 1e-9) / (30 * PERMUTATIONS)))
+    which, member, alike = Reference.of(one).pairs(two, 0.6)
+    assert which.tolist() == member.tolist() == (list(range(30)) if changed < 25 else which.tolist())
+    assert ((alike >= 0.6) & (alike <= 1)).all()
+
+
+def test_texts_shorter_than_a_shingle_are_compared_with_nothing():
+    found = signatures(words_of(pa.array(["hi there", "hi there", "", "one two three four five", "a b c d e f"])))
+    which, member, _ = Reference.of(found).pairs(found, 0.5)
+    assert list(zip(which.tolist(), member.tolist(), strict=True)) == [(3, 3), (4, 4)]
+    assert BANDS * 5 == PERMUTATIONS
