@@ -19,7 +19,7 @@ LAYERS = [
     {"pico.model", "pico.data"},
     {"pico.train", "pico.analysis", "pico.evaluation", "pico.export"},
     {"pico.behaviour", "pico.capture"},
-    {"pico.report"},
+    {"pico.report", "pico.plan"},
 ]
 
 

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from pico.analysis.limits import require
 from pico.analysis.matrix import Matrix
 from pico.analysis.registry import Undefined, metric
-from pico.errors import PicoError
 
 Array = NDArray[np.float64]
 
@@ -81,11 +80,9 @@ def gradient_snr(x: Matrix, y: Matrix, *, small_batch: float = 1.0, large_batch:
 
 def _moments(x: Matrix, y: Matrix, small_batch: float, large_batch: float) -> GradientMoments:
     require(0 < small_batch < large_batch, "gradient noise", "small_batch", small_batch, "above 0, below large_batch")
-    if y.p != 1:
-        raise PicoError(f"Y has {y.p} columns", mend="give one squared norm a step: (steps, 1)")
     if not (np.any(x.values) or np.any(y.values)):
         raise Undefined("zero")
-    return gradient_moments(x.values, y.values[:, 0], small_batch, large_batch)
+    return gradient_moments(x.values, y.values.mean(axis=1), small_batch, large_batch)
 
 
 @metric(

@@ -18,7 +18,7 @@ from pico.errors import PicoError
 from pico.model import Decoder
 from pico.model.flops import peak_flops, training_flops_per_token
 from pico.train.batches import Batches, micro_batches
-from pico.train.capture import activation_metadata, capture, chosen_layers, noise_metadata
+from pico.train.capture import capture_splits, chosen_layers
 from pico.train.curve import Point, first_nonfinite
 from pico.train.keep import Keeper, State, exclusive
 from pico.train.optimizer import optimizer_tensors
@@ -234,29 +234,9 @@ class _Run:
         """The schedule's checkpoint, with learning dynamics, which the first process captures while the others wait."""
         self._flush()
         state = self._state()
-        settings = self.spec.learning_dynamics
         decoder = self.shared.whole_decoder()
         if self.first:
-            dynamics: dict[str, Mapping[str, Tensor]] = {}
-            metadata: dict[str, Mapping[str, str]] = {}
-            for split in ("train", "val") if settings.layers else ():
-                rows = self.batches.dynamics(split, step)
-                small = settings.noise_batch if 2 * settings.noise_batch <= len(rows) else None
-                captured = capture(
-                    decoder,
-                    rows,
-                    suffixes=settings.layers,
-                    positions=settings.positions,
-                    micro_batch_size=self.spec.training.micro_batch_size,
-                    noise_batch=small,
-                    context=self._eager,
-                )
-                dynamics[f"{split}_activations"] = captured.activations
-                dynamics[f"{split}_gradients"] = captured.gradients
-                metadata[f"{split}_activations"] = activation_metadata(rows, settings.positions)
-                if small:
-                    dynamics[f"{split}_gradient_norms"] = captured.norms
-                    metadata[f"{split}_gradient_norms"] = noise_metadata(rows, small)
+            dynamics, metadata = capture_splits(decoder, self.batches, step, self._eager)
             self.keeper.save(step, state, dynamics, metadata)
         self.saved = self.flushed = time.monotonic()
 
