@@ -81,7 +81,10 @@ def check(
     checked.profile = _profile(found, tokens)
     total = provenance["total"]
     duplicates, examples = found.duplicates
-    corpus = pd.DataFrame([{"used_documents": int(found.domains["used_documents"].sum()), "duplicates": duplicates}])
+    used = int(found.domains["used_documents"].sum())
+    corpus = pd.DataFrame(
+        [{"fetched_documents": sum(counts.values()), "used_documents": used, "duplicates": duplicates}]
+    )
     run(found.documents, ["source", "row", "id"], about_documents)
     run(found.domains, ["domain"], rules.document_domains(gates), found.details)
     if len(found.heldout.table):

@@ -85,12 +85,12 @@ def benchmarks(params: Gates) -> list[Gate]:
 
 
 def corpus(params: Gates, total: dict[str, Any]) -> list[Gate]:
-    """About the used documents in all; `total`: of provenance.json."""
+    """About the documents in all; `total`: of provenance.json."""
     return [
         between("documents.count", "documents that are used", "used_documents", params.min_documents, None,
                 "gates.min_documents", where=DOCUMENTS),
-        between("documents.counted", "documents of which rows hold a part: no more than were tokenized",
-                "used_documents", None, total["documents"], where=DOCUMENTS),
+        between("documents.counted", "documents that are there are those that were read", "fetched_documents",
+                total["documents_read"], total["documents_read"], where=DOCUMENTS),
         between("documents.duplicates", "documents of the same text as another that is used", "duplicates", None, 0,
                 where=DOCUMENTS),
     ]  # fmt: skip
