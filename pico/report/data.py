@@ -171,15 +171,18 @@ def _read_model(paths: ModelPaths, captured: list[str]) -> Model:
     folders = sorted((paths.run / "checkpoints").glob("step_*"))
     if not folders:
         raise PicoError(f"{paths.name} has no checkpoint", where=str(paths.run), mend="run: dvc repro")
+    config = read_json(folders[-1] / "config.json")
     counts = _parameter_counts(folders[-1] / "model.safetensors")
+    if config.get("tied_embeddings"):  # one matrix under two names
+        counts.pop(EMBEDDINGS[1], None)
     evaluations = sorted(read_json(paths.evaluation), key=lambda entry: entry["step"])
     if not evaluations:
         raise PicoError(f"{paths.name} was not evaluated", where=str(paths.evaluation), mend="run: dvc repro")
     return Model(
         name=paths.name,
-        config=read_json(folders[-1] / "config.json"),
+        config=config,
         parameters=sum(counts.values()),
-        embedding_parameters=sum(counts[name] for name in EMBEDDINGS),
+        embedding_parameters=sum(counts[name] for name in EMBEDDINGS if name in counts),
         training=_read_training(paths.training),
         evaluations=evaluations,
         dynamics=read_dynamics(paths.analysis),

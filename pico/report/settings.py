@@ -1,6 +1,6 @@
 """How the suite was made, as rows for the report: what a paper's appendix would list."""
 
-from pico.config import Params
+from pico.config import Model, Params
 
 
 def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -24,11 +24,7 @@ def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Architecture",
             [
-                (
-                    "Type",
-                    "Llama-style decoder: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU, untied "
-                    "embeddings",
-                ),
+                ("Type", _architecture(model)),
                 ("Layers", f"{model.n_layers}"),
                 ("Width / MLP width", widths),
                 ("Heads", f"{model.attention_n_heads}, of which {model.attention_n_kv_heads} for keys and values"),
@@ -105,3 +101,13 @@ def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
             ],
         ),
     ]
+
+
+def _architecture(model: Model) -> str:
+    """The decoder in words, with the options that are in force."""
+    norm = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm]
+    positions = {"rotary": "rotary embeddings", "learned": "learned positions", "none": "no positions"}[model.positions]
+    gate = {"silu": "SwiGLU", "gelu": "GEGLU", "relu": "ReGLU"}[model.activation]
+    tied = "tied" if model.tied_embeddings else "untied"
+    parts = [norm, positions, "grouped-query attention", gate, f"{tied} embeddings"]
+    return "Llama-style decoder: " + ", ".join(parts + ["normalised queries and keys"] * model.qk_norm)

@@ -141,7 +141,8 @@ class _Run:
         point = self.world.from_first(point)  # so that all processes go on from the same one
         if point:
             where = str(point.folder)
-            restore(self.shared.parameters, point.model(), self.shared, where=where)
+            weights = {name: one for name, one in point.model().items() if name not in self.shared.aliases}
+            restore(self.shared.parameters, weights, self.shared, where=where)
             state = optimizer_tensors(self.shared.parameters, self.updates.optimizer)
             restore(state, point.optimizer(), self.shared, where=where)
             self.keeper.restore_rng(point)
@@ -225,7 +226,7 @@ class _Run:
         shared, parameters = self.shared, self.shared.parameters
         moments = optimizer_tensors(parameters, self.updates.optimizer)
         return State(
-            model=shared.gathered({name: (name, tensor) for name, tensor in parameters.items()}),
+            model=shared.weights(),
             optimizer=shared.gathered({key: (key.rpartition(".")[0], tensor) for key, tensor in moments.items()}),
             rng=torch.get_rng_state().numpy().tobytes(),
         )

@@ -44,6 +44,8 @@ class Whole:
             )
         self.parameters: dict[str, Tensor] = dict(self.decoder.named_parameters())
         """By name: what the optimiser updates."""
+        self.aliases = _aliases(decoder)
+        """Second names of parameters, as tied embeddings have one: alias -> the name in `parameters`."""
 
     def quiet(self, last: bool) -> AbstractContextManager[Any]:
         """Around the backward pass of a micro-batch: gradients are exchanged once an update, with the last one."""
@@ -73,6 +75,11 @@ class Whole:
             return {}
         return {key: _copy(tensor) for key, (_, tensor) in tensors.items()}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of all weights, under all of their names; as `gathered`."""
+        found = self.gathered({name: (name, tensor) for name, tensor in self.parameters.items()})
+        return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
+
     def whole_decoder(self) -> Decoder:
         """The model as one process sees it; all call, the first one looks."""
         return self.decoder
@@ -85,7 +92,7 @@ class Sharded(Whole):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        self.decoder, self.world = decoder, world
+        self.decoder, self.world, self.aliases = decoder, world, _aliases(decoder)
         mesh = init_device_mesh(world.device.type, (world.size,))
         for layer in decoder.layers:
             fully_shard(layer, mesh=mesh)
@@ -138,7 +145,7 @@ class Sharded(Whole):
         return found
 
     def whole_decoder(self) -> Decoder:
-        weights = self.gathered({name: (name, tensor) for name, tensor in self.parameters.items()})
+        weights = self.weights()
         if self.world.rank:
             return self.decoder
         decoder = Decoder(self.decoder.config)
@@ -165,6 +172,12 @@ def restore(mine: Mapping[str, Tensor], whole: Mapping[str, Tensor], shared: Who
             raise PicoError(f"{key} does not fit the model", where=where,
                             mend="delete this checkpoint; training resumes from the one before it")  # fmt: skip
         mine[key].copy_(shared.part(name, whole[key]))
+
+
+def _aliases(decoder: Decoder) -> dict[str, str]:
+    first = {id(parameter): name for name, parameter in decoder.named_parameters()}
+    every = decoder.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import LearningDynamics
 from pico.errors import PicoError
+from pico.model import load_decoder
 from pico.train.batches import Batches, round_robin
 from pico.train.curve import Curve, write_csv
 from pico.train.keep import exclusive
@@ -97,6 +98,20 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(undisturbed, tmp_path, 
     assert train(make_spec(), tokens, mine, identity(make_spec(), tokens))
     assert contents(mine / "model") == contents(work / "model")
     assert curve(mine) == curve(work)
+
+
+def test_tied_embeddings_are_saved_under_both_names_and_resumed_to_the_bit(tokens, tmp_path):
+    decoder = dataclasses.replace(make_spec().decoder, tied_embeddings=True)
+    spec = dataclasses.replace(make_spec(), decoder=decoder)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    assert train(spec, tokens, whole, identity(spec, tokens))
+    interrupted(spec, tokens, broken, 7)
+    assert train(spec, tokens, broken, identity(spec, tokens))
+    assert contents(broken / "model") == contents(whole / "model")
+    last = checkpoints(whole / "model")[-1]
+    assert torch.equal(last.model()["embedding_proj.weight"], last.model()["de_embedding_proj.weight"])
+    assert load_decoder(last).config.tied_embeddings
 
 
 def test_capturing_and_evaluating_do_not_change_training(undisturbed, tmp_path):
