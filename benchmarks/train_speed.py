@@ -205,6 +205,7 @@ def _tokens(folder: Path, shape: Shape) -> Path:
 
     write(folder / "train" / "train-00000-of-00001.parquet", 4 * shape.batch)
     write(folder / "heldout" / "text.parquet", 1, n_bytes=shape.seq_len)
+    write(folder / "tinsy" / "text.parquet", 1, n_bytes=shape.seq_len)
     write_json(folder / "provenance.json", {})
     return folder
 
