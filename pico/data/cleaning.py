@@ -4,6 +4,7 @@ Each function is pure. Domains that `cleaning.verbatim_domains` names keep their
 another normal form is another string, and an address in a licence is part of it.
 """
 
+import itertools
 import re
 import sys
 import unicodedata
@@ -136,7 +137,8 @@ def profile(texts: Sequence[str]) -> tuple[np.ndarray, ...]:
 def character_kinds() -> np.ndarray:
     """The kind of every code point: uint8, (0x110000,). Control as in the gates: not tab and line ends; U+FFFD too."""
     kinds = np.zeros(sys.maxunicode + 1, np.uint8)
-    for code in range(0x323B0):  # beyond lie no letters, only variation selectors and private use
+    # Beyond the first range lie no letters; and of marks only the variation selectors of the second.
+    for code in itertools.chain(range(0x323B0), range(0xE0100, 0xE01F0)):
         character = chr(code)
         category = unicodedata.category(character)
         if category[0] in "LMN":

@@ -1,5 +1,6 @@
 """Cleaning: what is taken out and why, that code stays as it is, and that every drop is counted."""
 
+import sys
 import unicodedata
 from collections import Counter
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_documents import BPE, cleaning, made_up, packing, plain, write_documents
 
-from pico.data.cleaning import clean, judge, normalised, profile
+from pico.data.cleaning import LETTER, character_kinds, clean, judge, normalised, profile
 from pico.data.prepare import prepare
 from pico.data.profiles import CONTROL
 from pico.data.survey import Fate
@@ -77,6 +78,12 @@ def test_characters_are_counted_as_unicode_and_the_gates_say(texts):
     assert characters.tolist() == [len(text) for text in texts]
     assert letters.tolist() == [sum(unicodedata.category(c)[0] in "LMN" for c in text) for text in texts]
     assert (letters + control <= visible).all()
+
+
+def test_the_kind_of_every_character_is_unicodes():
+    every = [chr(code) for code in range(sys.maxunicode + 1)]
+    expected = [unicodedata.category(character)[0] in "LMN" for character in every]
+    assert np.array_equal(character_kinds() == LETTER, expected)
 
 
 def test_every_drop_is_counted_by_reason_and_domain(tmp_path):
