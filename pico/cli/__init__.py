@@ -1,0 +1,17 @@
+"""The `pico` command. What is heavy is imported by the subcommand that needs it, so that `pico --help` is quick."""
+
+import typer
+
+from pico.cli import analysis, data, lab, settings
+from pico.cli.common import Group
+
+app = typer.Typer(
+    cls=Group,
+    help="Pico: a laboratory in which small language models are made and understood.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for part in (lab, settings, analysis):
+    app.add_typer(part.app)
+app.add_typer(data.app, name="data")
