@@ -35,7 +35,7 @@ FLUSH_STEPS = 10
 """The same for several processes, in steps, because all of them must do it at the same one."""
 
 Tell = Callable[[dict[str, Any]], None]
-"""Receives what is worth showing: {"step", "loss", ...} or {"warning"}; see pico.train.progress."""
+"""Receives what is worth showing: {"step", "loss", ...}, {"capturing"} or {"warning"}; see pico.train.progress."""
 
 
 def train(
@@ -120,7 +120,7 @@ class _Run:
                 after = step + 1
                 due = after % training.eval_every == 0 or after == training.steps
                 if due or self._time_to_flush(after):
-                    self._flush(self._heldout_loss() if due else None)
+                    self._flush(heldout=due)
         if self.first:
             self.keeper.wait()
             self.keeper.drop_older_optimizers(training.steps)
@@ -165,12 +165,14 @@ class _Run:
             return step % FLUSH_STEPS == 0
         return time.monotonic() - self.flushed > FLUSH_SECONDS
 
-    def _flush(self, heldout_loss: float | None = None) -> None:
-        """Reads back, checks and records the updates since the last flush; `heldout_loss` belongs to the last one."""
+    def _flush(self, *, heldout: bool = False) -> None:
+        """Reads back, checks and records the updates since the last flush; with the held-out loss after the last one."""
         self.keeper.check()
         if not self.pending:
             return
         values = torch.stack([torch.stack((one.loss, one.norm)) for one in self.pending]).tolist()
+        trained = time.monotonic()
+        heldout_loss = self._heldout_loss() if heldout else None
         points = [
             Point(one.step, one.learning_rate, loss, norm, heldout_loss if one is self.pending[-1] else None)
             for one, (loss, norm) in zip(self.pending, values, strict=True)
@@ -180,13 +182,13 @@ class _Run:
         if not self.first:
             return
         self.keeper.curve.append(points)
-        now, last = time.monotonic(), points[-1]
-        rate_now = (last.step - self.shown) * self.tokens_per_step / max(now - self.flushed, 1e-9)
+        last = points[-1]
+        rate_now = (last.step - self.shown) * self.tokens_per_step / max(trained - self.flushed, 1e-9)
         event = {"step": last.step, "loss": last.train_loss, "learning_rate": last.learning_rate,
                  "tokens_per_second": rate_now, "points": [astuple(point) for point in points],
                  "mfu": rate_now * self.flops_per_token / (self.peak * self.world.size)}  # fmt: skip
         self.tell(event if heldout_loss is None else {**event, "heldout_loss": heldout_loss})
-        self.flushed, self.shown = now, last.step
+        self.flushed, self.shown = time.monotonic(), last.step
 
     def _look_at(self, points: list[Point]) -> None:
         """Warns of spikes. Saves batches that gave no finite loss or gradient, and raises where training must stop."""
@@ -237,6 +239,7 @@ class _Run:
         state = self._state()
         decoder = self.shared.whole_decoder()
         if self.first:
+            self.tell({"capturing": step})
             dynamics, metadata = capture_splits(decoder, self.batches, step, self._eager)
             self.keeper.save(step, state, dynamics, metadata)
         self.saved = self.flushed = time.monotonic()

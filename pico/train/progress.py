@@ -99,6 +99,8 @@ class Display:
             self.start, self.steps, self.tokens_per_step = event["start"], event["steps"], event["tokens_per_step"]
             self.started = time.monotonic()
             self.progress.update(self.task, total=self.steps, completed=self.start, note="")
+        elif "capturing" in event:
+            self.progress.update(self.task, note=f"capturing learning dynamics of step {event['capturing']}")
         elif "step" in event:
             self._advance(event)
 

@@ -1,0 +1,153 @@
+"""Training under `dvc repro` is killed, at any moment and any part of it, and ends as if nothing had been.
+
+`PICO_KILLS=20 python -m pytest -s tests/flows/test_kill.py` strikes twenty times, and says where each stroke fell.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from lab_project import REPOSITORY, clean_environment, run_python
+from made_documents import made_up, write_documents
+from ruamel.yaml import YAML
+
+from flows.scales import compose, write_params
+from pico.data.prepare import prepare
+
+KILLS = int(os.environ.get("PICO_KILLS", "3"))
+LONGEST = 300
+"""Seconds until a stage must have got to work."""
+SETTINGS = [
+    "suite.models=[tiny]", "tokenizer.vocab_size=300", "packing.seq_len=16", "packing.rows_per_shard=200",
+    f"training.steps={1000 + 200 * KILLS}", "training.eval_every=50", "training.threads_per_worker=1",
+    "checkpoints.every=40", "checkpoints.rescue_seconds=0.1", "~models.small",
+]  # fmt: skip
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone with tokens of its own, in which only training is left to do."""
+    root = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", REPOSITORY, root], check=True)
+    params, text = compose(root, "smoke", SETTINGS)
+    write_params(root, text)
+    documents = write_documents(
+        tmp_path / "documents", {"a": ("prose", made_up(600, 1)), "b": ("verse", made_up(300, 2))}
+    )
+    prepare(documents, root / "data" / "tokens", tokenizer=params.tokenizer, cleaning=params.cleaning,
+            packing=params.packing, vocab_size=params.model.vocab_size, runs=tmp_path / "runs")  # fmt: skip
+    (root / "dvc.lock").unlink()
+    return root
+
+
+REPRO = ["-m", "dvc", "repro", "--single-item", "--no-run-cache", "pretrain@tiny"]
+
+
+def published(root: Path) -> str:
+    """The hash of all files of the model, as DVC has recorded it."""
+    (out,) = YAML(typ="safe").load(root / "dvc.lock")["stages"]["pretrain@tiny"]["outs"]
+    return out["md5"]
+
+
+def work_of(root: Path) -> Path | None:
+    """The folder of the run, once there is one."""
+    return next(iter((root / "runs" / "pretrain").glob("*/progress.jsonl")), None)
+
+
+def told(root: Path) -> list[dict]:
+    """What training has said so far; a kill may have torn a line."""
+    events = []
+    progress = work_of(root)
+    for line in progress.read_text().splitlines() if progress else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def victims(repro: subprocess.Popen, part: str) -> list[psutil.Process]:
+    """The processes of one part of a running stage: the worker that trains, the stage, or all there is."""
+    processes = [psutil.Process(repro.pid), *psutil.Process(repro.pid).children(recursive=True)]
+    if part == "all":
+        return processes
+    found = []
+    for process in processes:
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if ("RayTrainWorker" in command) if part == "worker" else ("flows pretrain" in command and "-c" not in command):
+            found.append(process)
+    return found
+
+
+def start(root: Path) -> subprocess.Popen:
+    """`dvc repro`, in a session of its own, as in a terminal of its own."""
+    return subprocess.Popen([sys.executable, *REPRO], cwd=root, env=clean_environment(), start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
+
+def strike(root: Path, repro: subprocess.Popen, random: np.random.Generator) -> str | None:
+    """Kills a part of a running `dvc repro` at a random moment. Says where that fell; None where it came too late."""
+    before = len(told(root))
+    deadline = time.monotonic() + LONGEST
+    while repro.poll() is None and len(told(root)) == before:  # it starts, or goes on
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 2))
+    part = random.choice(["all", "stage", "worker"])
+    if repro.poll() is not None or not (struck := victims(repro, part)):
+        return None
+    for process in struck:  # all of them stand still first, so that none sees another die
+        process.suspend()
+    where = moment(root)
+    for process in struck:
+        process.kill()
+    if part != "worker":  # where the worker dies, the stage begins another
+        repro.wait(LONGEST)
+    return f"{part}, {where}"
+
+
+def moment(root: Path) -> str:
+    """What training was at, from the traces that it leaves."""
+    progress = work_of(root)
+    if progress and any(progress.parent.glob("*/**/.step_*.partial")):
+        return "in a save"
+    events = told(root)
+    if events and "capturing" in events[-1]:
+        return "in a capture"
+    return "in a step" if events and "step" in events[-1] else "at the start"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_killed_training_ends_with_the_bytes_of_the_undisturbed_one(clone: Path) -> None:
+    started = time.monotonic()
+    done = run_python(clone, *REPRO)
+    assert done.returncode == 0, done.stderr
+    print(f"undisturbed: {time.monotonic() - started:.0f} s")
+    undisturbed, random, fell, whole = published(clone), np.random.default_rng(0), Counter[str](), 0
+    while sum(fell.values()) < KILLS or not whole:
+        for part in ("dvc.lock", "data/models", "runs"):
+            path = clone / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        repro = start(clone)
+        while sum(fell.values()) < KILLS and not (clone / "dvc.lock").exists():
+            if where := strike(clone, repro, random):
+                fell[where] += 1
+                print(f"kill {sum(fell.values())}: {where}; training had said {str(told(clone)[-1])[:60]}", flush=True)
+            if repro.poll() is not None and not (clone / "dvc.lock").exists():
+                repro = start(clone)
+        assert repro.wait(LONGEST) == 0
+        assert published(clone) == undisturbed
+        whole += 1
+    print(f"{dict(fell)}; {whole} runs, each with the bytes of the undisturbed one")
