@@ -166,7 +166,7 @@ class _Run:
         return time.monotonic() - self.flushed > FLUSH_SECONDS
 
     def _flush(self, *, heldout: bool = False) -> None:
-        """Reads back, checks and records the updates since the last flush; with the held-out loss after the last one."""
+        """Reads back, checks and records the updates since the last flush, the last with the held-out loss."""
         self.keeper.check()
         if not self.pending:
             return
