@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 
 from flows.scales import compose, write_params
 from pico.data.prepare import prepare
+from pico.train.keep import exclusive
 
 KILLS = int(os.environ.get("PICO_KILLS", "3"))
 LONGEST = 300
@@ -114,7 +115,15 @@ def strike(root: Path, repro: subprocess.Popen, random: np.random.Generator) -> 
         process.kill()
     if part != "worker":  # where the worker dies, the stage begins another
         repro.wait(LONGEST)
+        wait_until_nobody_trains(root)
     return f"{part}, {where}"
+
+
+def wait_until_nobody_trains(root: Path) -> None:
+    """Returns when the worker of a stage that was killed has gone too, so that the next stroke falls on a new one."""
+    if progress := work_of(root):
+        with exclusive(progress.parent):
+            pass
 
 
 def moment(root: Path) -> str:

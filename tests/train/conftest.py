@@ -11,6 +11,8 @@ import pytest
 from pico.config import Checkpoints, LearningDynamics, Optimizer, Schedule, Training
 from pico.files import sha256_file, write_json
 from pico.model import DecoderConfig
+from pico.train.curve import Curve
+from pico.train.run import pretrain
 from pico.train.spec import RunSpec
 
 SEQ_LEN, VOCAB = 16, 37
@@ -79,3 +81,15 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def curve(work: Path) -> list:
+    return Curve(work / "curve.jsonl").read()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Tokens, and the folder of a whole run on them; nobody writes there."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    tokens = make_tokens(folder / "tokens")
+    return tokens, pretrain(make_spec(), tokens, runs=folder / "runs")

@@ -1,0 +1,182 @@
+"""A run that was interrupted, killed or damaged ends as the undisturbed one, to the bit."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pico.checkpoint import Checkpoint, checkpoints
+from pico.errors import PicoError
+from pico.model import load_decoder
+from pico.train.curve import Curve
+from pico.train.loop import train
+from pico.train.run import pretrain
+from pico.train.spec import differing_keys, identity
+
+from .conftest import contents, curve, make_spec, make_tokens, with_rescues
+
+
+def interrupted(spec, tokens: Path, work: Path, after: int) -> None:
+    """Runs until `after` updates are done, then leaves with a rescue checkpoint, as on SIGTERM."""
+    work.mkdir(exist_ok=True)
+    asked = iter(range(10**9))
+    assert not train(spec, tokens, work, identity(spec, tokens), stop=lambda: next(asked) >= after)
+
+
+@pytest.mark.parametrize("after", [3, 5, 11])
+def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(undisturbed, tmp_path, after):
+    tokens, work = undisturbed
+    mine = tmp_path / "work"
+    interrupted(make_spec(), tokens, mine, after)
+    assert len(curve(mine)) == after
+    assert train(make_spec(), tokens, mine, identity(make_spec(), tokens))
+    assert contents(mine / "model") == contents(work / "model")
+    assert curve(mine) == curve(work)
+
+
+def test_tied_embeddings_are_saved_under_both_names_and_resumed_to_the_bit(tokens, tmp_path):
+    decoder = dataclasses.replace(make_spec().decoder, tied_embeddings=True)
+    spec = dataclasses.replace(make_spec(), decoder=decoder)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    assert train(spec, tokens, whole, identity(spec, tokens))
+    interrupted(spec, tokens, broken, 7)
+    assert train(spec, tokens, broken, identity(spec, tokens))
+    assert contents(broken / "model") == contents(whole / "model")
+    last = checkpoints(whole / "model")[-1]
+    assert torch.equal(last.model()["embedding_proj.weight"], last.model()["de_embedding_proj.weight"])
+    assert load_decoder(last).config.tied_embeddings
+
+
+def _damage_flip(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def _damage_tear(folder: Path) -> None:
+    os.truncate(folder / "optimizer.safetensors", 100)
+
+
+def _damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [_damage_flip, _damage_tear, _damage_manifest])
+def test_a_damaged_checkpoint_is_named_and_survived(undisturbed, tmp_path, damage):
+    tokens, work = undisturbed
+    mine, spec = tmp_path / "work", make_spec()
+    interrupted(spec, tokens, mine, 7)
+    damage(mine / "rescue" / "step_00000007")
+    (mine / "rescue" / ".step_00000008.partial").mkdir()
+    events: list = []
+    assert train(spec, tokens, mine, identity(spec, tokens), tell=events.append)
+    warnings = [event["warning"] for event in events if "warning" in event]
+    assert len(warnings) == 1
+    assert "step_00000007" in warnings[0]
+    assert next(event for event in events if "start" in event)["start"] == 5
+    assert contents(mine / "model") == contents(work / "model")
+
+
+def test_an_early_checkpoint_that_was_damaged_is_made_again(undisturbed, tmp_path):
+    tokens, work = undisturbed
+    mine, spec = tmp_path / "work", make_spec()
+    interrupted(spec, tokens, mine, 7)
+    _damage_flip(mine / "model" / "checkpoints" / "step_00000002")
+    assert train(spec, tokens, mine, identity(spec, tokens))
+    assert contents(mine / "model") == contents(work / "model")
+
+
+def test_a_torn_curve_is_survived(undisturbed, tmp_path):
+    tokens, work = undisturbed
+    mine, spec = tmp_path / "work", make_spec()
+    interrupted(spec, tokens, mine, 7)
+    path = mine / "curve.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert train(spec, tokens, mine, identity(spec, tokens))
+    assert contents(mine / "model") == contents(work / "model")
+    assert curve(mine) == curve(work)
+
+
+def test_other_settings_or_data_are_refused_by_name(undisturbed, tmp_path):
+    tokens, _ = undisturbed
+    mine, spec = tmp_path / "work", make_spec()
+    interrupted(spec, tokens, mine, 3)
+    other = dataclasses.replace(spec, optimizer=spec.optimizer.model_copy(update={"lr": 0.5}))
+    with pytest.raises(PicoError, match=r"settings\.optimizer\.lr: 0\.01 in the checkpoint, 0\.5 now"):
+        train(other, tokens, mine, identity(other, tokens))
+    changed = make_tokens(tmp_path / "other", seed=9)
+    with pytest.raises(PicoError, match=r"data\.train/train-00000-of-00002\.parquet"):
+        train(spec, changed, mine, identity(spec, changed))
+    assert differing_keys({"a": {"b": 1}}, {"a": {}}) == ["a.b: None in the checkpoint, 1 now"]
+
+
+def test_ctrl_c_saves_a_rescue_and_leaves(tmp_path, tokens):
+    spec = make_spec(steps=100_000)
+
+    def impatient() -> None:
+        while not list(tmp_path.glob("pretrain/*/model/checkpoints/step_00000005")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=impatient, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(spec, tokens, runs=tmp_path)
+    (work,) = (tmp_path / "pretrain").iterdir()
+    newest = max([*work.glob("rescue/step_*"), *work.glob("model/checkpoints/step_*")], key=lambda path: path.name)
+    assert Checkpoint(newest).step == len(curve(work)) < 100_000
+
+
+KILLED = """
+import sys
+import threading
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pico.train.run import pretrain
+from tests.train.conftest import make_spec, with_rescues
+pretrain(with_rescues(make_spec(steps=60), 0.02), Path({tokens!r}), runs=Path({runs!r}))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path, tokens):
+    whole = pretrain(with_rescues(make_spec(steps=60), 0.02), tokens, runs=tmp_path / "whole")
+    root, runs = str(Path(__file__).parents[2]), tmp_path / "runs"
+    script = KILLED.format(root=root, tokens=str(tokens), runs=str(runs))
+    work = runs / "pretrain" / whole.name
+    moments = np.random.default_rng(0).uniform(0.05, 0.6, 3)
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+        seen = len(list(work.glob("**/step_*"))) if work.exists() else -1
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:  # let it get to work, then strike
+            if work.exists() and len(list(work.glob("**/step_*"))) != seen:
+                break
+            time.sleep(0.01)
+        time.sleep(moment)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
+    assert contents(work / "model") == contents(whole / "model")
+    assert curve(work) == curve(whole)
+
+
+def test_the_curve_forgets_what_comes_after_a_resume(tmp_path, undisturbed):
+    _, work = undisturbed
+    path = tmp_path / "curve.jsonl"
+    shutil.copy(work / "curve.jsonl", path)
+    mine = Curve(path)
+    mine.restart(4)
+    assert [point.step for point in mine.read()] == [1, 2, 3, 4]
+    assert json.loads(path.read_text().splitlines()[-1])[0] == 4
