@@ -41,7 +41,7 @@ def watched(settings: Live, model: str, scale: str, root: Path = Path()) -> Iter
         if settings.tensorboard:
             sinks.append(_TensorBoard(root / "runs" / "tensorboard" / scale / model))
         if settings.wandb:
-            sinks.append(_WeightsAndBiases(settings.wandb, model, scale))
+            sinks.append(_WeightsAndBiases(settings.wandb, model, scale, root / "runs"))
         for sink in sinks:
             stack.callback(sink.close)
 
@@ -122,13 +122,14 @@ class _TensorBoard:
 class _WeightsAndBiases:
     """A run of the project that live.wandb names. The only part that may speak to the network, as W&B is set to."""
 
-    def __init__(self, project: str, model: str, scale: str) -> None:
+    def __init__(self, project: str, model: str, scale: str, folder: Path) -> None:
         try:
             import wandb
         except ImportError:
             raise PicoError("live.wandb is set, but wandb is not installed", where="params.yaml: live.wandb",
                             mend="pip install 'pico-lab[wandb]', or set live.wandb: null") from None  # fmt: skip
-        self._run = wandb.init(project=project, name=model, group=scale)
+        folder.mkdir(exist_ok=True)  # else wandb would write to the system's folder for temporary files
+        self._run = wandb.init(project=project, name=model, group=scale, dir=str(folder))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
