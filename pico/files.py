@@ -1,5 +1,6 @@
 """Writes that are whole or absent, and the fingerprints that name working folders."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pico.errors import PicoError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a share of it, that is full."""
 
 
 def canonical_json(value: Any, *, indent: int | None = None) -> str:
@@ -83,8 +87,9 @@ def full_disk_named(path: Path) -> Iterator[None]:
     """Turns 'no space left' into a PicoError that says how much is free and where."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    except Exception as error:
+        # The errors of safetensors and DuckDB are no OSErrors: theirs is in the text alone.
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
             free = shutil.disk_usage(Path(path).parent).free / 1e6
             raise PicoError(
                 f"no space left while writing {path} ({free:.0f} MB free)",

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 
+import duckdb
 import pytest
+from safetensors import SafetensorError
 
 from pico import files
 from pico.errors import PicoError
@@ -55,6 +57,21 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     with pytest.raises(PicoError, match=r"no space left while writing .*metrics\.json"):
         files.write_json(tmp_path / "metrics.json", {"a": 1})
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        duckdb.IOException('IO Error: Could not write file "sort.tmp": No space left on device'),
+    ],
+)
+def test_a_full_disk_is_named_whatever_library_met_it(tmp_path, error):
+    with pytest.raises(PicoError, match=r"no space left while writing .*out"), files.full_disk_named(tmp_path / "out"):
+        raise error
+    with pytest.raises(ValueError, match="other"), files.full_disk_named(tmp_path / "out"):
+        raise ValueError("other")
 
 
 def test_reading_a_missing_or_broken_file_names_it(tmp_path):
