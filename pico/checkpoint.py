@@ -63,6 +63,11 @@ class Checkpoint:
         """Captured tensors by module or parameter name; split: train or val; kind: activations or gradients."""
         return read_tensors(self.folder / DYNAMICS / f"{split}_{kind}.safetensors", prefix)
 
+    def dynamics_metadata(self, split: str, kind: str) -> dict[str, str]:
+        """What the file of captured tensors says of itself, such as `positions`; see pico.train.capture."""
+        with safe_open(self.folder / DYNAMICS / f"{split}_{kind}.safetensors", framework="pt") as file:
+            return file.metadata() or {}
+
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Reads the tensors whose names start with `prefix` from a safetensors file, memory-mapped.

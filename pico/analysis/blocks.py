@@ -1,5 +1,6 @@
 """Components larger than one module: the attention and MLP blocks, the residual stream, the embeddings."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -19,7 +20,7 @@ from pico.analysis.components import (
 from pico.analysis.matrix import Matrix
 from pico.errors import PicoError
 
-EMBEDDING, UNEMBEDDING = "embedding_proj", "de_embedding_proj"
+EMBEDDING, POSITIONS, UNEMBEDDING = "embedding_proj", "position_proj", "de_embedding_proj"
 MLP_OUT = "swiglu.w_2"
 LAYERS = "learning_dynamics.layers"
 
@@ -73,8 +74,9 @@ def _tensor(key: Key, tensor: Tensor) -> Part:
 def residual(state: State) -> Iterator[Part]:
     """The residual stream after the layer, (rows, d_model): activations only.
 
-    The layer's own output where it was captured. Otherwise, the stream being a sum, the output of `embedding_proj` and
-    what every attention and MLP block up to this one added to it, in float64.
+    The layer's own output where it was captured. Otherwise, the stream being a sum, the output of `embedding_proj`, the
+    vector of the position where positions are learned, and what every attention and MLP block up to this one added, in
+    float64.
     """
     for split, activations in state.activations.items():
         key = Key("residual", "activations", split, None, None)
@@ -87,7 +89,8 @@ def residual(state: State) -> Iterator[Part]:
 def _stream(state: State, split: str) -> Callable[[], Matrix]:
     """What makes the sum; that its terms are there is checked now. Raises PicoError naming those that are not."""
     assert state.checkpoint is not None, "a residual stream is read from a checkpoint"
-    found = state.checkpoint.dynamics(split, "activations")
+    checkpoint = state.checkpoint
+    found = checkpoint.dynamics(split, "activations")
     terms, lacking = [EMBEDDING], set[str]()
     for layer in range(state.layer + 1):
         for whole, last in (("attention", O_PROJ), ("swiglu", MLP_OUT)):
@@ -103,6 +106,11 @@ def _stream(state: State, split: str) -> Callable[[], Matrix]:
 
     def make() -> Matrix:
         total = found[EMBEDDING].double()
+        if checkpoint.config.get("positions") == "learned":  # of each row, ordered by sample, then position
+            at = json.loads(checkpoint.dynamics_metadata(split, "activations")["positions"])
+            total = total + checkpoint.model(POSITIONS)[f"{POSITIONS}.weight"].double()[at].repeat(
+                len(total) // len(at), 1
+            )
         for term in terms[1:]:
             total = total + found[term].double()
         matrix = Matrix.of(total)

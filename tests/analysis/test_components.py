@@ -14,6 +14,8 @@ from pico.analysis.layers import choose_layers
 from pico.analysis.matrix import Matrix
 from pico.checkpoint import Checkpoint, write_checkpoint
 from pico.errors import PicoError
+from pico.model import Decoder, DecoderConfig
+from pico.train.capture import activation_metadata, capture, captured_positions
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 4
 
@@ -193,6 +195,27 @@ def test_the_residual_stream_is_the_sum_of_what_was_added(whole: Checkpoint, tmp
     assert np.array_equal(
         matrices(residual(state))["residual", "activations", "val", None, None].values, output.double()
     )
+
+
+def test_the_residual_stream_has_the_vectors_of_learned_positions(tmp_path: Path) -> None:
+    decoder = Decoder(DecoderConfig(16, 2, 40, 12, 2, 1, 32, positions="learned"), seed=3)
+    rows = torch.randint(0, 40, (5, 9), generator=torch.Generator().manual_seed(0))
+    modules = ("embedding_proj", "attention.o_proj", "swiglu.w_2")
+    captured = capture(decoder, rows, suffixes=modules, positions=3, micro_batch_size=2)
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoints" / "step_00000000", model=decoder.state_dict(), config=decoder.config.to_dict(),
+        trainer={"tokens": 0}, dynamics_metadata={"val_activations": activation_metadata(rows, 3)},
+        dynamics={f"{split}_{kind}": getattr(captured, kind)
+                  for split in ("train", "val") for kind in ("activations", "gradients")},
+    )  # fmt: skip
+    parts = {key: make for key, make in residual(read_state(checkpoint, 1)) if key.split == "val"}
+    (found,) = (make().values for make in parts.values())
+    streams = []
+    decoder.layers[1].register_forward_hook(lambda module, inputs, output: streams.append(output))
+    with torch.no_grad():
+        decoder(rows[:, :-1])
+    expected = streams[0][:, captured_positions(8, 3)].flatten(0, 1)
+    assert np.allclose(found, expected.double(), atol=1e-6)
 
 
 def test_embeddings_belong_to_the_model(whole: Checkpoint) -> None:
