@@ -5,13 +5,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +20,7 @@ from pico.train.loop import train
 from pico.train.run import pretrain
 from pico.train.spec import differing_keys, identity
 
-from .conftest import contents, curve, make_spec, make_tokens, with_rescues
+from .conftest import contents, curve, make_spec, make_tokens
 
 
 def interrupted(spec, tokens: Path, work: Path, after: int) -> None:
@@ -135,41 +132,6 @@ def test_ctrl_c_saves_a_rescue_and_leaves(tmp_path, tokens):
     (work,) = (tmp_path / "pretrain").iterdir()
     newest = max([*work.glob("rescue/step_*"), *work.glob("model/checkpoints/step_*")], key=lambda path: path.name)
     assert Checkpoint(newest).step == len(curve(work)) < 100_000
-
-
-KILLED = """
-import sys
-import threading
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from pico.train.run import pretrain
-from tests.train.conftest import make_spec, with_rescues
-pretrain(with_rescues(make_spec(steps=60), 0.02), Path({tokens!r}), runs=Path({runs!r}))
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path, tokens):
-    whole = pretrain(with_rescues(make_spec(steps=60), 0.02), tokens, runs=tmp_path / "whole")
-    root, runs = str(Path(__file__).parents[2]), tmp_path / "runs"
-    script = KILLED.format(root=root, tokens=str(tokens), runs=str(runs))
-    work = runs / "pretrain" / whole.name
-    moments = np.random.default_rng(0).uniform(0.05, 0.6, 3)
-    for moment in moments:
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
-        seen = len(list(work.glob("**/step_*"))) if work.exists() else -1
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:  # let it get to work, then strike
-            if work.exists() and len(list(work.glob("**/step_*"))) != seen:
-                break
-            time.sleep(0.01)
-        time.sleep(moment)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
-    assert contents(work / "model") == contents(whole / "model")
-    assert curve(work) == curve(whole)
 
 
 def test_the_curve_forgets_what_comes_after_a_resume(tmp_path, undisturbed):
