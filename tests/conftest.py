@@ -5,6 +5,7 @@ import os
 from hypothesis import settings
 
 # Before torch is imported anywhere: no test may depend on the number of cores, reach a hub, or report home.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what tests compute is small: threads only wait for one another
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
