@@ -50,7 +50,9 @@ def test_the_commands_of_the_readme_work(tmp_path):
             "cmp dvc.lock dvc.lock.warm",
         ]
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "RAY_", "COV_", "OMP_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "RAY_", "COV_", "OMP_"))
+    }
     done = subprocess.run(
         ["bash", "-c", script], cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

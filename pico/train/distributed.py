@@ -105,7 +105,6 @@ def _worker(settings: dict[str, Any]) -> None:
     from pico.train.spec import RunSpec
     from pico.train.world import World
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace
     context = ray.train.get_context()
     work = Path(settings["work"])
     outcome = work / "outcome.json"

@@ -9,6 +9,7 @@ from pico.files import working_folder
 from pico.train.loop import train
 from pico.train.progress import Follower, Teller
 from pico.train.spec import RunSpec, code_identity, identity
+from pico.train.world import World, choose_device
 
 STOP_SECONDS = 120.0
 """How long a run that is asked to stop may take to save a rescue checkpoint."""
@@ -47,7 +48,8 @@ def pretrain(
                 result["finished"] = train_on_ray(spec, tokens, work, same)
             else:
                 tell = Teller(work / "progress.jsonl")
-                result["finished"] = train(spec, tokens, work, same, stop=stop.exists, tell=tell)
+                world = World(device=choose_device(spec.training.device))
+                result["finished"] = train(spec, tokens, work, same, world=world, stop=stop.exists, tell=tell)
         except BaseException as error:
             result["error"] = error
         finally:

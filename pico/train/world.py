@@ -1,5 +1,6 @@
 """The processes that train one model together: who we are among them, and the little they say to each other."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ def reproducible(threads: int, seed: int, *, compiled: bool = False) -> Iterator
 
     `compiled`: also in what torch.compile generates.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace
     before = (torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.get_rng_state())
     extras: Any = torch.utils.deterministic
     fill = extras.fill_uninitialized_memory
