@@ -1,5 +1,7 @@
 """On every device and in every precision that is to be had here, a run is exact, and goes on as if nothing had been."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ from .conftest import contents, curve, make_spec
 ON_CUDA = [("cuda", "fp32", False), ("cuda", "bf16", False), ("cuda", "bf16", True)]
 CASES = [("cpu", "fp32", False), ("cpu", "bf16", False), *(ON_CUDA if torch.cuda.is_available() else [])]
 
+COMPILED = [pytest.param("cpu", "fp32", True, marks=pytest.mark.slow)] if shutil.which("g++") else []
 
-@pytest.mark.parametrize(("device", "precision", "compiled"), CASES)
+
+@pytest.mark.parametrize(("device", "precision", "compiled"), [*CASES, *COMPILED])
 def test_two_runs_one_of_them_interrupted_leave_the_same_bytes(device, precision, compiled, tokens, tmp_path):
     spec = make_spec(device=device, precision=precision, compile=compiled)
     whole = pretrain(spec, tokens, runs=tmp_path / "whole")
