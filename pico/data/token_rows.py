@@ -99,9 +99,9 @@ def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
     return ids.astype(np.int32).reshape(-1, expected)
 
 
-def row_hashes(rows: np.ndarray) -> list[str]:
-    """The id of each row: sha256 of its ids as little-endian int32, in hex."""
-    return [hashlib.sha256(row).hexdigest() for row in np.ascontiguousarray(rows, "<i4")]
+def hash_of(row: np.ndarray) -> str:
+    """The id of a row: sha256 of its ids as little-endian int32, in hex."""
+    return hashlib.sha256(row.astype("<i4").tobytes()).hexdigest()
 
 
 def write(path: Path, parts: Iterable[Part], *, source: str, domain: str, column: str, max_bytes: int | None) -> dict:
@@ -137,7 +137,8 @@ def _table(rows: np.ndarray, part: Part, source: str, domain: str) -> pa.Table:
     size = len(rows)
     offsets = pa.array(np.arange(size + 1, dtype=np.int32) * rows.shape[1])
     columns = [
-        pa.array(row_hashes(rows)), pa.array([source] * size), pa.array([domain] * size), pa.array([name] * size),
+        pa.array(list(map(hash_of, rows))), pa.array([source] * size), pa.array([domain] * size),
+        pa.array([name] * size),
         pa.array(np.arange(first, first + size)), pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1))),
     ]  # fmt: skip
     return pa.table(columns, schema=SCHEMA)

@@ -16,10 +16,9 @@ from handmade_wheel import make_wheel, wheel_path
 from made_documents import BPE, cleaning, made_up, packing
 from ruamel.yaml import YAML
 
-from pico.config import Corpus, HubDataset, PretrainedTokenizer, Source, Wheel
+from pico.config import Corpus, PretrainedTokenizer, Source, Wheel
 from pico.data import sources
 from pico.data.prepare import prepare
-from pico.data.wheels import DownloadError
 from pico.errors import PicoError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -299,26 +298,6 @@ def test_the_shipped_corpora_are_sound() -> None:
             assert {source.domain for source in corpus.sources} >= {
                 "speeches", "dialogue", "dictionary", "encyclopedia", "drama", "code",
             }  # fmt: skip
-
-
-def hub(path: Path, **settings) -> Source:
-    dataset = HubDataset(repository=str(path), revision="main", split="train")
-    return Source(name="mine", domain="notes", licence="own", kind="hub", hub=dataset, **settings)
-
-
-def test_a_text_dataset_is_streamed_through_datasets(tmp_path: Path) -> None:
-    """A folder stands for the hub here: `datasets` reads both with the same call."""
-    data = tmp_path / "dataset"
-    data.mkdir()
-    (data / "train.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
-    entry, rows = fetch(hub(data), tmp_path)
-    assert [row["text"] for row in rows] == ["one", "two"]
-    assert entry["empty"] == 1
-    assert entry["pin"].endswith("@main train")
-    with pytest.raises(PicoError, match=r"no column 'body'\n  where: .*: text"):
-        fetch(hub(data, text_field="body"), tmp_path)
-    with pytest.raises(DownloadError, match=r"source 'mine': the dataset cannot be read"):
-        fetch(hub(tmp_path / "absent"), tmp_path)
 
 
 def test_the_pretrained_tokenizer_is_copied_as_it_is(tmp_path: Path) -> None:
