@@ -176,6 +176,7 @@ READERS: dict[str, Reader] = {
     "dictionary": special_readers.read_dictionary,
     "encyclopedia": special_readers.read_encyclopedia,
     "drama": special_readers.read_drama,
+    "apidocs": special_readers.read_apidocs,
 }
 """By name."""
 ENDINGS = {

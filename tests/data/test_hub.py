@@ -82,7 +82,7 @@ def test_only_the_columns_in_use_are_read(folder: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"text_field": "body"}, r"'mine': there is no column 'body'\n  where: .*@main train, which has: title, text, score"),
+        ({"text_field": "body"}, r"'mine': there is no column 'body'\n  where: .*@main train, .*: title, text, score"),
         ({"columns": ["title", "body"]}, r"there is no column 'body'\n  where: .*title, text, score"),
         ({"split": "validation"}, r"there is no split 'validation'; there are: (train, test|test, train)\n  where: "),
         ({"text_field": "score"}, r"column 'score' holds float, not text"),

@@ -284,7 +284,33 @@ def test_a_play_is_read_by_scenes_without_markdown() -> None:
     assert read(b"## ACT I\n\nText", "plays/measure-for-measure.md", "drama") == ["Measure For Measure\nACT I\n\nText"]
 
 
-@pytest.mark.parametrize("reader", ["chitchat", "dictionary", "encyclopedia"])
+def test_a_service_is_one_document_without_html_that_says_nothing_twice() -> None:
+    page = "<p>The token for the next page.</p>"
+    model = {
+        "metadata": {"serviceFullName": "Tiny Queue"},
+        "documentation": "<fullname>Tiny</fullname> <p>A <i>queue</i>.</p>",
+        "operations": {
+            "Send": {"input": {"shape": "SendRequest"}, "documentation": "<p>Sends&nbsp;a\n message &amp; waits.</p>"},
+            "Purge": {"input": {"shape": "PurgeRequest"}},
+        },
+        "shapes": {
+            "SendRequest": {"members": {"Body": {"documentation": "<p>One of:</p> <ul> <li> <p>text</p> </li> <li> "
+                                                 "<p><code>a&lt;b</code></p> </li> </ul>"},
+                                        "Token": {"documentation": page}, "Bare": {"shape": "String"}}},
+            "PurgeRequest": {"members": {"Token": {"documentation": page}}},
+            "Message": {"documentation": "<p/>", "members": {"Body": {"documentation": "plain"}}},
+            "String": {"type": "string"},
+        },
+    }  # fmt: skip
+    texts = read(gzip.compress(json.dumps(model).encode()), "tiny/2020-01-01/service-2.json.gz", "apidocs")
+    assert texts == [
+        "Tiny Queue\nTiny\nA queue.\n\n"
+        "Send\nSends a message & waits.\nBody: One of:\n- text\n- a<b\nToken: The token for the next page.\n\n"
+        "Message\nBody: plain"
+    ]
+
+
+@pytest.mark.parametrize("reader", ["chitchat", "dictionary", "encyclopedia", "apidocs"])
 def test_a_special_reader_on_another_file_says_so(reader: str) -> None:
     for data, message in ((b'{"a": 1}', "has not the shape"), (b"[1]", "has not the shape"), (b"text", "is not JSON")):
         with pytest.raises(PicoError, match=rf"d\.json {message}"):

