@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from made_documents import BPE, cleaning, made_up, packing, plain, small_corpus, write_documents
 
-from pico.data import sources
+from pico.data import row_blocks, sources
+from pico.data.data_docs import write_data_docs
 from pico.data.expectations import check, refuse
 from pico.data.loader import TokenRows, heldout_rows
 from pico.data.lookup import Course, find_text, show_step
@@ -324,6 +326,12 @@ def test_gates_that_can_be_asked_of_rows_are_and_the_others_say_that_they_were_n
                                         "domain_mix")),
     }  # fmt: skip
     assert sum(len(entries) for entries in checked.suites.values()) == len(checked.results)
+    write_data_docs(checked, root / "docs")
+    page = (root / "docs" / "documents.html").read_text()
+    assert "✗ failed" not in page
+    assert page.count("– not asked") == 5
+    assert "not applicable: rows are parts of documents cut elsewhere" in page
+    assert "(and 5 that cannot be asked of rows of token ids), <strong" in page
 
 
 def test_a_leaked_question_is_found_in_rows_by_the_text_that_they_stand_for(gated):
@@ -367,6 +375,33 @@ def test_what_we_write_is_read_by_datasets_with_the_published_columns(made, tmp_
         assert np.array_equal(np.array([row["input_ids"] for row in found]), all_rows(ours))
     again = datasets.load_dataset(str(ours), split="train", cache_dir=str(tmp_path / "cache"))
     assert again.num_rows == len(all_rows(ours))
+
+
+@pytest.mark.parametrize("function", ["index_rows", "keep_block", "lay_block"])
+def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(published, made, tmp_path, function, monkeypatch):
+    monkeypatch.setattr("pico.data.token_rows.ROW_GROUP_IDS", ROW * 300)  # of ROWS rows at least
+    monkeypatch.setattr("pico.data.token_rows.ROWS", 100)
+    documents = fetched(published, tmp_path)
+    blocks = pq.ParquetFile(documents / "ready.parquet").num_row_groups
+    assert blocks > 3
+    program = (
+        "import os, signal; from pathlib import Path; from pico.data import row_blocks; import test_pretokenized\n"
+        f"real, calls = row_blocks.{function}, []\n"
+        "def counted(*arguments):\n"
+        "    real(*arguments); calls.append(1)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"row_blocks.{function} = counted\n"
+        "test_pretokenized.prepared(Path('documents').resolve())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert not (tmp_path / "tokens").exists()
+    calls, real = [], getattr(row_blocks, function)
+    monkeypatch.setattr(row_blocks, function, lambda *arguments: (calls.append(1), real(*arguments))[1])
+    prepared(documents)
+    assert len(calls) == blocks - 2
+    assert contents(tmp_path / "tokens") == contents(made[0] / "tokens")
 
 
 @pytest.mark.slow
