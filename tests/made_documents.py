@@ -26,7 +26,7 @@ def packing(**changes) -> Packing:
 def cleaning(**changes) -> Cleaning:
     """As it is shipped."""
     values = {
-        "unicode": "NFC", "verbatim_domains": ["code"], "min_document_bytes": 1, "max_document_bytes": None,
+        "unicode": "NFC", "verbatim_domains": ["code"], "min_document_bytes": 1, "max_document_bytes": 5_000_000,
         "max_control_fraction": 0.02, "min_letter_fraction": 0.2, "near_duplicates": "drop", "similarity": 0.8,
         "shingle_words": 5, "permutations": 128, "languages": None, "redact": [], "phone_region": "US",
     }  # fmt: skip

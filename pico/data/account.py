@@ -94,6 +94,7 @@ def provenance_of(
         "train_rows": counts["rows"],
         "seen_documents": counts["documents"],
         "seen_tokens": counts["tokens"],
+        "train_eos": int(unigram[meta["eos_id"]]),
         "tail_tokens_dropped": counts["tail_tokens"],
         "tail_documents_dropped": counts["tail_documents"],
     }

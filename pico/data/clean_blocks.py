@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pico.data.cleaning import clean, judge
 from pico.data.duplicates import Clusters, band_keys, bands_and_rows, buckets, signatures, similar_pairs
@@ -63,6 +64,11 @@ def clean_block(work: Work, block: Block, chosen: Path, settings: Cleaning) -> N
     changed = 0
     if len(rows):
         table = block.read(["id", "text"]).take(pa.array(rows))
+        if settings.max_document_bytes is not None:  # not even looked at: patterns take their time over 50 MB
+            sizes = pc.binary_length(table["text"]).to_numpy()
+            fates[rows[sizes > settings.max_document_bytes]] = Fate.LONG
+            own = np.flatnonzero(sizes <= settings.max_document_bytes)
+            table, rows = table.take(pa.array(own)), rows[own]
         texts = []
         for text in table["text"].to_pylist():
             cleaned, found = clean(text, settings, block.domain)

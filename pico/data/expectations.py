@@ -29,7 +29,8 @@ class Checked:
 
     results: list[dict[str, Any]] = field(default_factory=list)
     """One a gate, in a fixed order. Keys: `gate`, `rule`, `where`, `expectation`, `observed`, `limit`, `param`,
-    `passed`, and `failures`: how many rows break the rule, and `examples`: the first of them."""
+    `passed`, and `failures`: how many rows break the rule, and `examples`: the first of them. Of a gate that cannot be
+    asked of these data `passed` is None, and `observed` says why."""
     suites: dict[str, list[tuple[Any, dict[str, Any]]]] = field(default_factory=dict)
     """`documents` and `tokens`: what Great Expectations gave (None for a table of no rows) and the result, in order."""
     profile: dict[str, Any] = field(default_factory=dict)
@@ -37,8 +38,18 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether all did."""
-        return all(result["passed"] for result in self.results)
+        """Whether all did that could be asked."""
+        return all(result["passed"] is not False for result in self.results)
+
+    def asked(self, gates: list[Gate], of_rows: bool) -> list[Gate]:
+        """The gates that can be asked of these data; of the others it is noted that they were not."""
+        if not of_rows:
+            return gates
+        for gate in gates:
+            if reason := rules.NOT_OF_ROWS.get((gate.name, gate.column)):
+                self.results.append(_result(gate, f"not applicable: {reason}", None, 0, []))
+                self.suites.setdefault(gate.name.split(".")[0], []).append((None, self.results[-1]))
+        return [gate for gate in gates if (gate.name, gate.column) not in rules.NOT_OF_ROWS]
 
 
 def check(
@@ -63,7 +74,9 @@ def check(
     def run(table: pd.DataFrame | Worst, names: list[str], own: list[Gate], details: dict[str, Details] | None = None):
         _validate(frames, checked, table if isinstance(table, Worst) else every(table, own), names, own, details or {})
 
-    run(file_frame(_named(documents), documents), ["file"], rules.DOCUMENT_FILES)
+    of_rows = any("row_tokens" in entry for entry in read_json(documents / "sources.json"))
+    files = rules.ROW_FILES if of_rows else rules.DOCUMENT_FILES
+    run(file_frame(_named(documents), documents), ["file"], files)
     run(file_frame(sorted((tokens / "train").glob("*.parquet")), tokens), ["file"], rules.SHARD_FILES)
     run(file_frame(sorted((tokens / "heldout").glob("*.parquet")), tokens), ["file"], rules.HELDOUT_FILES)
     if not checked.passed:
@@ -74,7 +87,8 @@ def check(
         return checked
 
     provenance = read_json(tokens / "provenance.json")
-    about_documents, about_heldout = rules.single_documents(gates), rules.heldout_documents(gates)
+    about_documents = checked.asked(rules.single_documents(gates), of_rows)
+    about_heldout = checked.asked(rules.heldout_documents(gates), of_rows)
     blocks = document_blocks(documents, tokens)
     with tempfile.TemporaryDirectory(prefix="audit-", dir=scratch) as folder:
         found = audit(blocks, benchmarks, gates, about_documents, about_heldout, Path(folder), progress)
@@ -86,28 +100,29 @@ def check(
         [{"fetched_documents": sum(counts.values()), "used_documents": used, "duplicates": duplicates}]
     )
     run(found.documents, ["source", "row", "id"], about_documents)
-    run(found.domains, ["domain"], rules.document_domains(gates), found.details)
+    run(found.domains, ["domain"], checked.asked(rules.document_domains(gates), of_rows), found.details)
     if len(found.heldout.table):
         run(found.heldout, ["source", "row", "domain"], about_heldout)
     run(found.benchmarks, ["benchmark"], rules.benchmarks(gates), found.details)
     run(corpus, [], rules.corpus(gates, total), {"documents.duplicates": {(): (duplicates, examples)}})
 
-    about_rows = rules.rows(packing.seq_len, min(vocab_size, tokenizer_meta(tokens / "tokenizer")["vocab_size"]))
+    entries = min(vocab_size, tokenizer_meta(tokens / "tokenizer")["vocab_size"])
+    about_rows = checked.asked(rules.rows(packing.seq_len, entries), of_rows)
     heldout = heldout_rows(tokens)
     shards = _look_at_shards(tokens, about_rows, frozenset(heldout.rows), frozenset(heldout.documents))
     run(worst_of([*(part.worst for part in shards), worst(heldout.table, about_rows)], about_rows), ["file", "row"],
         about_rows)  # fmt: skip
-    run(mark_seen(heldout, shards), ["file", "row"], rules.heldout_rows())
+    run(mark_seen(heldout, shards), ["file", "row"], checked.asked(rules.heldout_rows(), of_rows))
     run(_token_domains(counts, provenance, heldout.table), ["domain"], rules.token_domains(gates))
     sums = {"train_rows": sum(part.rows for part in shards), "train_eos": sum(part.eos for part in shards)}
-    run(pd.DataFrame([sums]), [], rules.tokens(gates, total))
+    run(pd.DataFrame([sums]), [], rules.tokens(gates, total, of_rows))
     checked.results.sort(key=lambda result: result["gate"].split(".")[0])  # stable: documents first, then tokens
     return checked
 
 
 def refuse(results: list[dict[str, Any]], details: Path | None = None) -> None:
     """Raises PicoError naming every rule that failed, its rows and its setting; returns where all passed."""
-    failed = [result for result in results if not result["passed"]]
+    failed = [result for result in results if result["passed"] is False]
     if not failed:
         return
     lines = [f"{len(failed)} of {len(results)} data gates failed; nothing is trained on these data"]
@@ -257,7 +272,7 @@ def _observed(gate: Gate, table: pd.DataFrame) -> Any:
     return low if gate.shows == "min" else high
 
 
-def _result(gate: Gate, observed: Any, passed: bool, failures: int, examples: list[dict]) -> dict[str, Any]:
+def _result(gate: Gate, observed: Any, passed: bool | None, failures: int, examples: list[dict]) -> dict[str, Any]:
     return {
         "gate": gate.name,
         "rule": gate.rule,

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pico.data.token_rows import hash_of
+from pico.data.tokenizer import TokenBytes, load_tokenizer, spelled, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import read_json
 
@@ -29,11 +31,20 @@ class Block:
     """The row of its first document in the file."""
     fates: np.ndarray = field(repr=False)
     """uint8 (documents,)"""
+    tokenizer: Path | None = None
+    """The folder of the tokenizer that turns them into text, where they are rows of ids."""
 
     def read(self, columns: Sequence[str] = ("id", "source", "domain", "text")) -> pa.Table:
-        """Its documents; an unreadable file is a PicoError that names it."""
+        """Its documents; an unreadable file is a PicoError that names it.
+
+        Of rows of ids `text` is what they stand for, documents apart by a blank line; and beside it `hash` is what
+        their ids should be.
+        """
+        decoded = self.tokenizer is not None and "text" in columns
+        names = ["input_ids" if decoded and name == "text" else name for name in columns]
         try:
-            return pq.ParquetFile(self.path).read_row_group(self.group, columns=list(columns))
+            table = pq.ParquetFile(self.path).read_row_group(self.group, columns=names)
+            return _decoded(table, self.tokenizer) if self.tokenizer and decoded else table
         except (pa.ArrowException, OSError) as error:
             raise PicoError(f"{self.path} cannot be read as Parquet: {error}", mend="run: dvc repro fetch") from error
 
@@ -59,7 +70,8 @@ def document_blocks(documents: Path, tokens: Path) -> list[Block]:
         for group in range(footer.num_row_groups):
             end = first + footer.row_group(group).num_rows
             of_group = fates[entry["name"]][first:end]
-            blocks.append(Block(len(blocks), entry["name"], entry["domain"], path, group, first, of_group))
+            tokenizer = tokens / "tokenizer" if "row_tokens" in entry else None
+            blocks.append(Block(len(blocks), entry["name"], entry["domain"], path, group, first, of_group, tokenizer))
             first = end
     return blocks
 
@@ -73,6 +85,17 @@ def _mark(fates: dict[str, np.ndarray], batch: pa.RecordBatch, fate: int, path: 
         if source not in fates or own.max() >= len(fates[source]):
             raise PicoError(f"{path} names documents of {source} that are not there", mend="run: dvc repro prepare")
         fates[source][own] = fate
+
+
+def _decoded(table: pa.Table, tokenizer: Path) -> pa.Table:
+    """The table with `text` and `hash` in place of `input_ids`."""
+    pieces, eos = TokenBytes(load_tokenizer(tokenizer)), tokenizer_meta(tokenizer)["eos_id"]
+    lists = table["input_ids"].combine_chunks()
+    rows = np.split(lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())[:-1])
+    # A row may begin or end within a character, which is no fault of the text.
+    texts = [spelled(row, pieces, eos, "\n\n").strip("\ufffd") for row in rows]
+    table = table.set_column(table.column_names.index("input_ids"), "text", pa.array(texts, pa.string()))
+    return table.append_column("hash", pa.array([hash_of(row) for row in rows], pa.string()))
 
 
 def domain_counts(documents: Path) -> dict[str, int]:

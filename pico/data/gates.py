@@ -18,6 +18,21 @@ def schema(name: str, columns: str, where: str) -> Gate:
     return Gate(name, rule, where, IN_SET, {"column": "columns", "value_set": [columns]}, columns, shows="values")
 
 
+ROW_FILES = [
+    schema("documents.schema", "id: string, source: string, domain: string, file: string, row: int64, "
+           "input_ids: list<int32>", DOCUMENTS)
+]  # fmt: skip
+"""In place of DOCUMENT_FILES where the corpus is rows of ids."""
+NOT_OF_ROWS = {
+    ("documents.length", "bytes"): "all rows have one length",
+    ("documents.mean_length", "mean_bytes"): "all rows have one length",
+    ("documents.near_duplicates", "near_duplicates_fraction"): "rows are parts of documents cut elsewhere",
+    ("documents.heldout_near_duplicates", "heldout_near_duplicates_fraction"):
+        "rows are parts of documents cut elsewhere, and held out one by one",
+    ("tokens.eos", "empty_documents"): "documents were joined elsewhere",
+    ("tokens.overlap", "documents_in_training"): "rows are held out one by one, not documents",
+}  # fmt: skip
+"""Gates (name, column) that cannot be asked of a corpus of rows, and why."""
 DOCUMENT_FILES = [schema("documents.schema", "id: string, source: string, domain: string, text: string", DOCUMENTS)]
 SHARD_FILES = [schema("tokens.schema", "input_ids: list<int32>", SHARDS)]
 HELDOUT_FILES = [schema("tokens.schema", "input_ids: list<int32>, n_bytes: int64", ROWS)]
@@ -37,7 +52,8 @@ def single_documents(params: Gates) -> list[Gate]:
     return [
         *(not_null("documents.nulls", f"no document lacks its {what}", column, where=DOCUMENTS)
           for column, what in lacks),
-        only("documents.identity", "every id is the sha256 of its text", "id_is_hash", True, where=DOCUMENTS),
+        only("documents.identity", "every id is the sha256 of its text, or of its token ids", "id_is_hash", True,
+             where=DOCUMENTS),
         between("documents.length", "bytes of the shortest document that is used", "bytes", params.min_document_bytes,
                 None, "gates.min_document_bytes", where=DOCUMENTS),
         between("documents.length", "bytes of the longest document that is used", "bytes", None,
@@ -131,14 +147,17 @@ def token_domains(params: Gates) -> list[Gate]:
     ]  # fmt: skip
 
 
-def tokens(params: Gates, total: dict[str, Any]) -> list[Gate]:
-    """About all training rows; `total`: of provenance.json."""
-    ended = total["seen_documents"] - total["tail_documents_dropped"]
+def tokens(params: Gates, total: dict[str, Any], of_rows: bool = False) -> list[Gate]:
+    """About all training rows; `total`: of provenance.json; `of_rows`: whether they were rows of ids already."""
+    if of_rows:
+        rule, ended = "EOS in the training rows are those that were counted", total["train_eos"]
+    else:
+        rule = "EOS in the training rows: one for each document that ends in them"
+        ended = total["seen_documents"] - total["tail_documents_dropped"]
     return [
         between("tokens.train_rows", "training rows", "train_rows", params.min_train_rows, None,
                 "gates.min_train_rows", where=SHARDS),
         between("tokens.counted", "training rows are those that were counted", "train_rows", total["train_rows"],
                 total["train_rows"], where=SHARDS),
-        between("tokens.eos", "EOS in the training rows: one for each document that ends in them", "train_eos", ended,
-                ended, where=SHARDS),
+        between("tokens.eos", rule, "train_eos", ended, ended, where=SHARDS),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pico.data.loader import MEND, TokenRows, as_rows, batch_indices
-from pico.data.tokenizer import TokenBytes, load_tokenizer, tokenizer_meta
+from pico.data.tokenizer import TokenBytes, load_tokenizer, spelled, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import read_json, sha256_file
 
@@ -69,18 +69,20 @@ def show_step(tokens: Path, course: Course, step: int) -> list[dict[str, Any]]:
 
     A segment: `document` (id), `source`, `domain`, `document_row` (in data/documents/<source>.parquet), `offset` (in
     the ids of the document), `position` (in the row), `length`, `ends` (whether its EOS is the last id), and `text`, in
-    which a character that the row cuts in two is a replacement character.
+    which a character that the row cuts in two is a replacement character, and EOS stands where a document ends within:
+    in a row that came as ids, which is one segment.
     """
     rows = TokenRows(tokens / "train")
     indices = course.rows(step, rows.n_rows)
     pieces, eos = _pieces(tokens)
+    mark = tokenizer_meta(tokens / "tokenizer")["eos_token"]
     provenance = _Provenance(tokens)
     shown = []
     for row, ids in zip(indices.tolist(), rows.rows(indices), strict=True):
         segments = provenance.of_row(row)
         for segment in segments:
             own = ids[segment["position"] : segment["position"] + segment["length"]]
-            segment["text"] = pieces.text(own).tobytes().decode(errors="replace")
+            segment["text"] = spelled(own, pieces, eos, mark)
             segment["ends"] = bool(len(own) and own[-1] == eos)
         shown.append({"row": row, "ids": ids.tolist(), "segments": segments})
     return shown

@@ -1,6 +1,7 @@
 """The training order: documents shuffled over the whole corpus and joined, cut into rows, rows shuffled.
 
-Both shuffles are pure functions of the seed and of the documents: not of files, blocks or workers. Documents are sorted
+Both shuffles are pure functions of the seed and of the documents: not of files, blocks or workers. Without
+`packing.shuffle` there are none. Documents are sorted
 by a hash of their id and the seed, on disk; of the rows a permutation is held (eight bytes a row).
 """
 
@@ -71,19 +72,24 @@ def order_keys(hashes: np.ndarray, seed: int, copy: int) -> np.ndarray:
     return mixed(mixed(hashes) ^ mixed(start * MIX))
 
 
-def order_block(work: Work, block: Block, repetitions: float, seed: int) -> None:
-    """Writes the place in the order of a block's training documents, once a copy."""
+def order_block(work: Work, block: Block, repetitions: float, seed: int | None) -> None:
+    """Writes the place in the order of a block's training documents, once a copy; without a seed they stay in order."""
     path = work.file("tokens", block.number)
     if not path.exists():
         return
     table = pq.read_table(path)
-    table = table.filter(pa.array(~table["heldout"].to_numpy())).drop_columns(["doc", "n_bytes", "heldout", "changed"])
+    table = table.filter(pa.array(~table["heldout"].to_numpy())).drop_columns(["n_bytes", "heldout", "changed"])
     hashes = table["id_0"].to_numpy()
     times = copies(hashes, repetitions)
     parts = []
     for copy in range(int(times.max()) if len(times) else 0):
         own = np.flatnonzero(times > copy)
-        part = table.take(pa.array(own)).append_column("key", pa.array(order_keys(hashes[own], seed, copy)))
+        part = table.take(pa.array(own))
+        if seed is None:  # all documents, then those of which there is a second copy
+            keys = part["doc"].to_numpy().astype(np.uint64) + np.uint64(copy << 48)
+        else:
+            keys = order_keys(hashes[own], seed, copy)
+        part = part.drop_columns(["doc"]).append_column("key", pa.array(keys))
         parts.append(part.append_column("copy", pa.array(np.full(len(own), copy, np.int32))))
     if parts:
         write_table(work.file("order", block.number), pa.concat_tables(parts), use_dictionary=False)
@@ -98,7 +104,8 @@ def plan(
     that end in what is left over), `tokens` and `documents` (with repetitions).
     """
     row_len = packing.seq_len + 1
-    work.each("order", order_block, [(block, repetitions[block.domain], packing.seed) for block in blocks])
+    seed = packing.seed if packing.shuffle else None
+    work.each("order", order_block, [(block, repetitions[block.domain], seed) for block in blocks])
 
     def sort(folder: Path) -> None:
         total, documents = 0, 0
@@ -113,8 +120,9 @@ def plan(
                 where=f"params.yaml: corpus.sources, packing.seq_len = {packing.seq_len}",
                 mend="give it more text, or lower packing.seq_len",
             )
-        place = np.empty(rows, np.int64)
-        place[shuffled(rows, packing.seed, 1)] = np.arange(rows)
+        place = np.arange(rows)
+        if packing.shuffle:
+            place[shuffled(rows, packing.seed, 1)] = np.arange(rows)
         cut = Cut(folder, place, row_len, packing.rows_per_shard)
         columns = "block, source, row, start, length, id_0, id_1, id_2, id_3"
         for batch in work.sorted("order", columns, "key, id_0, id_1, id_2, id_3, copy"):

@@ -14,6 +14,7 @@ from typing import Any
 from pico.data.account import account, provenance_of
 from pico.data.clean_blocks import clean_blocks, hold_out
 from pico.data.order import mixture, plan
+from pico.data.row_blocks import are_rows, keep_rows, lay_rows, survey_rows
 from pico.data.shards import write_heldout_rows, write_shards
 from pico.data.survey import survey
 from pico.data.token_blocks import make_tokenizer, tokenize
@@ -72,15 +73,28 @@ def _prepare(
     out = work.folder / "out"
     out.mkdir(exist_ok=True)
     blocks = find_blocks(documents)
-    chosen = step(survey)(work, blocks, packing.max_domain_bytes, told.of("survey"))
-    decided = step(clean_blocks)(work, blocks, chosen, cleaning, told.of("clean"))
-    fates = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
-    folder = out / "tokenizer"
-    if not (folder / "meta.json").exists():
-        step(make_tokenizer)(
-            folder, documents, work, blocks, fates, tokenizer, packing.tokenizer_sample_bytes, vocab_size
-        )
-    step(tokenize)(work, blocks, fates, folder, told.of("tokenize"))
+    folder, row_len = out / "tokenizer", packing.seq_len + 1
+
+    def tokenizer_made(fates: Path | None = None) -> None:
+        if not (folder / "meta.json").exists():
+            step(make_tokenizer)(
+                folder, documents, work, blocks, fates, tokenizer, packing.tokenizer_sample_bytes, vocab_size
+            )
+
+    rows_alone = are_rows(documents, tokenizer, packing)
+    if rows_alone:
+        tokenizer_made()
+        entries, limit = tokenizer_meta(folder)["vocab_size"], packing.max_domain_bytes
+        chosen = step(survey_rows)(work, blocks, limit, row_len, folder, told.of("survey"))
+        decided = step(keep_rows)(work, blocks, chosen, told.of("clean"))
+        fates = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
+        step(lay_rows)(work, blocks, fates, row_len, entries, told.of("tokenize"))
+    else:
+        chosen = step(survey)(work, blocks, packing.max_domain_bytes, told.of("survey"))
+        decided = step(clean_blocks)(work, blocks, chosen, cleaning, told.of("clean"))
+        fates = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
+        tokenizer_made(fates)
+        step(tokenize)(work, blocks, fates, folder, told.of("tokenize"))
     sizes = token_bytes(load_tokenizer(folder))
     books = account(work, blocks, fates)
     repetitions = mixture({domain: entry["train_tokens"] for domain, entry in books.items()}, packing.mixture,
@@ -89,7 +103,8 @@ def _prepare(
     unigram = step(write_shards)(work, out, blocks, segments, packing, counts["rows"], len(sizes), told.of("write"))
     heldout = step(write_heldout_rows)(work, out, blocks, packing, sizes)
     meta = tokenizer_meta(folder)
-    provenance = provenance_of(out, books, repetitions, counts, heldout, unigram, meta, packing.seq_len + 1)
+    provenance = provenance_of(out, books, repetitions, counts, heldout, unigram, meta, row_len)
+    provenance |= {"unit": "row" if rows_alone else "document", "shuffled": packing.shuffle}
     write_json(out / "provenance.json", provenance)
     return provenance
 

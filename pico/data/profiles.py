@@ -56,7 +56,10 @@ def document_frame(table: pa.Table, first: int, fates: np.ndarray) -> pd.DataFra
     """
     text = table["text"]
     ids = table["id"].to_pylist()
-    hashes = [value and hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
+    if "hash" in table.column_names:  # rows of ids, of which not the text is hashed
+        hashes = table["hash"].to_pylist()
+    else:
+        hashes = [value and hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
     used = fates != UNUSED
     sizes = pc.binary_length(text).to_pandas().astype("float64")
     control = pc.count_substring_regex(text, CONTROL).to_pandas().astype("float64")

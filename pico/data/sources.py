@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.config import HubDataset, PretrainedTokenizer, Source
-from pico.data import wheels
-from pico.data.readers import File, documents, find_reader
+from pico.config import PretrainedTokenizer, Source
+from pico.data import hub, token_rows, wheels
+from pico.data.readers import TOKENS, documents, find_reader, reader_for
+from pico.data.reading import File, unpacked_limit
 from pico.errors import PicoError
 from pico.files import full_disk_named, sha256_file, write_atomic, write_json
 
@@ -34,25 +35,49 @@ def check_sources(sources: Sequence[Source]) -> None:
             )
     for source in sources:
         with _named(source):
-            find_reader(source.reader)
-            wheels.glob_matcher(source.glob)
+            if source.reader != TOKENS:
+                find_reader(source.reader)
+            for pattern in [source.glob, *source.exclude]:
+                wheels.glob_matcher(pattern)
+    ready = [source.name for source in sources if source.reader == TOKENS]
+    if ready and len(ready) < len(sources):
+        text = next(source.name for source in sources if source.reader != TOKENS)
+        raise PicoError(
+            f"source {ready[0]!r} is token ids (reader `tokens`), source {text!r} is text: they cannot be mixed, as "
+            "ids can neither be cleaned nor held out by document",
+            where="corpus.sources",
+            mend="train on the one or the other, or tokenize the text with the same tokenizer into rows of ids",
+        )
 
 
 def fetch_source(
-    source: Source, target: Path, *, folder: Path, wheel: Path | None = None, progress: Progress = lambda fraction: None
+    source: Source,
+    target: Path,
+    *,
+    folder: Path,
+    wheel: Path | None = None,
+    max_expansion: float = 200.0,
+    progress: Progress = lambda fraction: None,
 ) -> dict[str, Any]:
     """Writes the documents of `source` to `<target>/<source>.parquet`; gives its entry of sources.json.
 
-    `folder` is `corpus.folder`, for kind `files`; `wheel` the downloaded file, for kind `wheel`; `progress` is told the
-    fraction done. Whitespace-only documents are dropped and counted; with `max_bytes`, reading ends before the first
-    document that would exceed it. Raises PicoError, naming the source, where there is nothing to read or it cannot be
-    read; no file is left then.
+    `folder` is `corpus.folder`, for kind `files`; `wheel` the downloaded file, for kind `wheel`; `max_expansion` how
+    many times its size a file may unpack to; `progress` is told the fraction done. Whitespace-only documents are
+    dropped and counted; with `max_bytes`, reading ends before the first document that would exceed it. Rows that are
+    token ids already are written as pico/data/token_rows.py says. Raises PicoError, naming the source, where there is
+    nothing to read or it cannot be read; no file is left then.
     """
     with _named(source):
-        opened = _open(source, folder, wheel)
+        opened = _open(source, folder, wheel, max_expansion)
         path = target / f"{source.name}.parquet"
         try:
-            counts = _write(path, source, opened.texts(progress))
+            if source.reader == TOKENS:
+                counts = token_rows.write(
+                    path, opened.token_parts(progress), source=source.name, domain=source.domain,
+                    column=opened.column, max_bytes=source.max_bytes,
+                )  # fmt: skip
+            else:
+                counts = _write(path, source, opened.texts(progress))
             if not counts["documents"]:
                 raise PicoError(
                     f"it gave no document ({counts['empty']} empty ones were dropped)",
@@ -83,40 +108,72 @@ def fetch_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path) 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A source that was found: what names its contents, and how to read its texts."""
+    """A source that was found: what names its contents, and how to read its texts, or its rows of ids."""
 
     pin: str
     texts: Callable[[Progress], Iterator[str]]
+    token_parts: Callable[[Progress], Iterator[token_rows.Part]]
+    column: str
+    """Which holds the ids."""
 
 
-def _open(source: Source, folder: Path, wheel: Path | None) -> _Opened:
+def _open(source: Source, folder: Path, wheel: Path | None, max_expansion: float) -> _Opened:
+    if source.kind == "hub":
+        dataset = source.hub
+        assert dataset is not None
+        if source.reader not in ("auto", TOKENS):
+            raise PicoError(f"reader {source.reader!r} does not fit kind `hub`", mend="leave `reader` out")
+        return _Opened(
+            hub.pin(dataset),
+            lambda progress: hub.texts(source, dataset),
+            lambda progress: token_rows.parts_of_stream(hub.tables(source, dataset), dataset.split),
+            (dataset.columns or [source.text_field])[0],
+        )
     if source.kind == "wheel":
         assert source.wheel is not None
         assert wheel is not None
         path, pin = wheel, wheels.pin(source.wheel)
-        return _Opened(pin, lambda progress: _wheel_texts(source, path, pin, progress))
-    if source.kind == "files":
-        paths = _find_files(source, folder)
-        return _Opened(_files_pin(source, folder, paths), lambda progress: _file_texts(source, folder, paths, progress))
-    dataset = source.hub
-    assert dataset is not None
-    if source.reader != "auto":
-        raise PicoError(f"reader {source.reader!r} does not fit kind `hub`", mend="leave `reader` out")
-    pin = f"{dataset.repository}@{dataset.revision} {dataset.split}"
-    return _Opened(pin, lambda progress: _hub_texts(source, dataset))
+
+        def streams(progress: Progress) -> Iterator[tuple[IO[bytes], File]]:
+            return _members(source, path, pin, max_expansion, progress)
+    else:
+        names = _find_files(source, folder)
+        pin = _files_pin(source, folder, names)
+
+        def streams(progress: Progress) -> Iterator[tuple[IO[bytes], File]]:
+            return _files(source, folder, names, max_expansion, progress)
+
+    return _Opened(
+        pin,
+        lambda progress: (
+            text for stream, file in streams(progress) for text in documents(stream, file, source.reader)
+        ),
+        lambda progress: (part for stream, file in streams(progress) for part in _token_parts(stream, file)),
+        source.text_field,
+    )
 
 
-def _wheel_texts(source: Source, path: Path, pin: str, progress: Progress) -> Iterator[str]:
-    """The documents of the members that match, in the order of their names."""
+def _token_parts(stream: IO[bytes], file: File) -> Iterator[token_rows.Part]:
+    if reader_for(file.name) != "parquet":
+        raise PicoError(
+            f"{file.name}: reader `tokens` reads Parquet files", mend="narrow `glob`, or write it as Parquet"
+        )
+    return token_rows.parts_of(stream, file)
+
+
+def _members(
+    source: Source, path: Path, pin: str, max_expansion: float, progress: Progress
+) -> Iterator[tuple[IO[bytes], File]]:
+    """The members of a wheel that match, in the order of their names."""
     with wheels.Archive(path, pin) as archive:
-        names = archive.members(source.glob)
+        names = _included(source, archive.members(source.glob))
         if not names:
-            raise PicoError(f"no member matches glob {source.glob!r}", where=pin, mend="correct `glob`")
+            raise PicoError(f"no member matches glob {source.glob!r}", where=pin, mend="correct `glob` or `exclude`")
         total, done = sum(map(archive.size, names)), 0
         for name in names:
+            limit = min(wheels.MAX_MEMBER_BYTES, unpacked_limit(archive.size(name), max_expansion))
             with archive.open(name) as stream:
-                file = File(name, source.text_field, max_bytes=wheels.MAX_MEMBER_BYTES)
-                yield from documents(stream, file, source.reader)
+                yield stream, File(name, source.text_field, limit, name)
             done += archive.size(name)
             progress(done / max(1, total))
 
@@ -144,10 +201,19 @@ def _find_files(source: Source, folder: Path) -> list[str]:
             if concerned and not path.resolve().is_relative_to(root):
                 raise PicoError(f"{path} is a link that leaves {folder}", mend="copy the documents into the folder")
             if name not in links and matches.fullmatch(relative):
+                if not path.is_file():  # a pipe would be waited for, a device never end
+                    raise PicoError(f"{path} is no plain file", mend="remove it, or narrow `glob`")
                 found.append(relative)
+    found = _included(source, sorted(found))
     if not found:
         raise PicoError(f"no file of {folder} matches glob {source.glob!r}", mend="put files there, or correct `glob`")
-    return sorted(found)
+    return found
+
+
+def _included(source: Source, names: Sequence[str]) -> list[str]:
+    """Those that `exclude` does not leave out."""
+    left_out = [wheels.glob_matcher(pattern) for pattern in source.exclude]
+    return [name for name in names if not any(matcher.fullmatch(name) for matcher in left_out)]
 
 
 def _files_pin(source: Source, folder: Path, names: Sequence[str]) -> str:
@@ -158,7 +224,10 @@ def _files_pin(source: Source, folder: Path, names: Sequence[str]) -> str:
     return f"{source.glob} ({len(names)} file{'s' if len(names) > 1 else ''}) sha256:{digest.hexdigest()}"
 
 
-def _file_texts(source: Source, folder: Path, names: Sequence[str], progress: Progress) -> Iterator[str]:
+def _files(
+    source: Source, folder: Path, names: Sequence[str], max_expansion: float, progress: Progress
+) -> Iterator[tuple[IO[bytes], File]]:
+    """The files of the corpus folder of these names."""
     total, done = sum((folder / name).stat().st_size for name in names), 0
     for name in names:
         path = folder / name
@@ -166,37 +235,9 @@ def _file_texts(source: Source, folder: Path, names: Sequence[str], progress: Pr
         if not size:
             raise PicoError(f"{path} is empty", mend="fill it, remove it, or narrow `glob`")
         with open(path, "rb") as stream:
-            yield from documents(stream, File(str(path), source.text_field), source.reader)
+            yield stream, File(str(path), source.text_field, unpacked_limit(size, max_expansion), name)
         done += size
         progress(done / max(1, total))
-
-
-def _hub_texts(source: Source, dataset: HubDataset) -> Iterator[str]:
-    """The rows of a text dataset, streamed. Raises DownloadError where the hub cannot be reached."""
-    from datasets import load_dataset
-
-    where = f"{dataset.repository}@{dataset.revision}, split {dataset.split}"
-    try:
-        rows = load_dataset(dataset.repository, revision=dataset.revision, split=dataset.split, streaming=True)
-        for row in rows:
-            text = row.get(source.text_field, row)
-            if text is row:
-                present = ", ".join(row)
-                raise PicoError(
-                    f"no column {source.text_field!r}", where=f"{where}: {present}", mend="set `text_field`"
-                )
-            if text is not None and not isinstance(text, str):
-                what = f"column {source.text_field!r} holds {type(text).__name__}, not text"
-                raise PicoError(what, where=where, mend="set `text_field`")
-            yield text or ""
-    except PicoError:
-        raise
-    except Exception as error:  # datasets raises whatever its many readers and transports raise
-        raise wheels.DownloadError(
-            f"the dataset cannot be read: {type(error).__name__}: {error}",
-            where=where,
-            mend="check repository, revision and split, and the network (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE)",
-        ) from error
 
 
 def _write(path: Path, source: Source, texts: Iterator[str]) -> dict[str, int]:

@@ -43,12 +43,17 @@ def survey(work: Work, blocks: Sequence[Block], max_domain_bytes: int | None, pr
     sample of documents is kept, in the order of their hashes' last digits: the first digits decide what is held out, so
     that the two choices are independent.
     """
-    (work.folder / "index").mkdir(exist_ok=True)
     domains = {domain: number for number, domain in enumerate(sorted({block.domain for block in blocks}))}
     calls = [(block, domains[block.domain]) for block in blocks]
     work.each("index", index_block, calls, progress, [block.rows for block in blocks])
+    return choose(work, blocks, max_domain_bytes)
 
-    def choose(folder: Path) -> None:
+
+def choose(work: Work, blocks: Sequence[Block], max_domain_bytes: int | None) -> Path:
+    """The choice of `survey`, from the index of all blocks."""
+    domains = sorted({block.domain for block in blocks})
+
+    def mark(folder: Path) -> None:
         fates = new_array(folder / "fates", np.uint8, blocks)
         last = None
         for batch in work.sorted("index", "doc, hi, lo", "hi, lo, doc"):
@@ -65,7 +70,7 @@ def survey(work: Work, blocks: Sequence[Block], max_domain_bytes: int | None, pr
                     totals[domain] = running[-1] if len(running) else totals[domain]
         fates.flush()
 
-    return work.once("chosen", choose) / "fates"
+    return work.once("chosen", mark) / "fates"
 
 
 def index_block(work: Work, block: Block, domain: int) -> None:

@@ -71,16 +71,18 @@ def make_tokenizer(
     documents: Path,
     work: Work,
     blocks: Sequence[Block],
-    fates: Path,
+    fates: Path | None,
     settings: Tokenizer,
     sample_bytes: int,
     vocab_size: int,
 ) -> None:
-    """Writes to `folder` the tokenizer asked for: pretrained, or trained on a sample of the training documents."""
+    """Writes to `folder` the tokenizer asked for: pretrained, or trained on a sample of the training documents, which
+    `fates` tells."""
     if settings.pretrained is not None:
         eos = settings.pretrained.eos_token
         made = pretrained(documents / "tokenizer", settings.vocab_size, eos)
     else:
+        assert fates is not None
         eos = EOS
         made = train_bpe(sample_texts(work, blocks, fates, sample_bytes), settings.vocab_size)
     if made.get_vocab_size() > vocab_size:

@@ -210,6 +210,12 @@ class TokenBytes:
         return self._flat[np.repeat(self._starts[ids] - ends + sizes, sizes) + np.arange(total)]
 
 
+def spelled(ids: np.ndarray, pieces: TokenBytes, eos: int, mark: str) -> str:
+    """The text of some ids, `mark` between documents; a character that was cut in two is a replacement character."""
+    ends = np.flatnonzero(ids[:-1] == eos) + 1
+    return mark.join(pieces.text(part).tobytes().decode(errors="replace") for part in np.split(ids, ends))
+
+
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     """Runs of texts of about a million characters: an Encoding takes a hundred times the memory of its ids."""
     batch: list[str] = []

@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise PicoError(f"{self.name} is not a wheel: {error}", mend="correct the pin in conf/") from error
+        self._packed = path.stat().st_size
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
 
     def __enter__(self) -> "Archive":
@@ -129,8 +131,14 @@ class Archive:
         """The sorted names that match a glob (see `glob_matcher`). Raises PicoError where one of them is unsafe."""
         matches = glob_matcher(pattern)
         names = sorted(name for name in self._members if matches.fullmatch(name))
-        for name in names:
-            self._check(name)
+        total = sum(self._check(name).file_size for name in names)
+        # Members of a zip file may share their bytes, so that each looks sound by itself.
+        if total > RATIO_MATTERS_ABOVE and total > MAX_RATIO * self._packed:
+            raise PicoError(
+                f"{self.name}: refused its {len(names)} members that match {pattern!r}: {self._packed} bytes unpack to "
+                f"{total}, as in a zip bomb (limit: {MAX_RATIO}:1)",
+                mend="use another wheel",
+            )
         return names
 
     def size(self, name: str) -> int:
@@ -156,6 +164,8 @@ class Archive:
         parts = PurePosixPath(name).parts
         if ".." in parts or name.startswith("/") or "\\" in name or ":" in parts[0]:
             raise PicoError(f"{self.name}: refused member {name!r}: its path leaves the archive", mend="change the pin")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise PicoError(f"{self.name}: refused member {name!r}: it is a link, not a file", mend="change the pin")
         bomb = info.file_size > RATIO_MATTERS_ABOVE and info.file_size > MAX_RATIO * max(1, info.compress_size)
         if bomb or info.file_size > MAX_MEMBER_BYTES:
             raise PicoError(

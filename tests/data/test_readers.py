@@ -7,6 +7,7 @@ import json
 import lzma
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.data.readers import File, documents
+from pico.data import reading
+from pico.data.readers import documents
+from pico.data.reading import File, unpacked_limit
 from pico.errors import PicoError
 
 TEXTS = ["Plain.", 'Two\nlines, with "quotes".', "Æøå — 中文 🙂", ""]
@@ -156,10 +159,87 @@ def test_a_bomb_within_an_archive_is_refused_by_name(ending: str) -> None:
     assert len(read(COMPRESS[ending](bytes(1_000_000)), f"d.txt{ending}", max_bytes=1_000_000)[0]) == 1_000_000
 
 
-def test_pretokenized_rows_and_unknown_readers_are_refused_plainly() -> None:
-    with pytest.raises(PicoError, match=r"`tokens`.*not supported yet"):
-        read(b"", "d.parquet", "tokens")
-    with pytest.raises(PicoError, match=r"no reader is called 'txt'(.|\n)*dictionary, drama"):
+def dictionary_bomb(rows: int = 100_000, length: int = 10_000_000) -> bytes:
+    """One text, and `rows` rows that name it: a kilobyte that comes to a terabyte."""
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["x" * length]))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": column}), file, compression="zstd", store_schema=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_parquet_bomb_is_refused_by_name_before_it_fills_the_memory(ending: str) -> None:
+    data = COMPRESS[ending](dictionary_bomb())
+    assert len(data) < 10_000
+    limit = unpacked_limit(len(data), 200.0)
+    with pytest.raises(
+        PicoError, match=rf"d\.parquet{ending} was refused: it unpacks to more than {limit} bytes"
+    ) as raised:
+        read(data, f"d.parquet{ending}", max_bytes=limit)
+    assert "corpus.max_expansion" in raised.value.mend
+
+
+def test_a_parquet_file_that_says_that_it_is_a_bomb_is_not_even_opened(monkeypatch) -> None:
+    data = as_parquet(["x" * 100_000_000])
+    assert len(data) < 10_000_000
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
+    with pytest.raises(PicoError, match=r"d\.parquet was refused: it unpacks to more than"):
+        read(data, "d.parquet", max_bytes=unpacked_limit(len(data), 2.0))
+
+
+def test_what_is_small_may_unpack_to_any_ratio_and_large_files_to_the_ratio_that_is_set() -> None:
+    assert unpacked_limit(1, 200.0) == 2**26
+    assert unpacked_limit(10**9, 200.0) == 200 * 10**9
+    texts = ["the same line over and over " * 1000] * 500  # 14 MB in a few kB: no bomb
+    for name, data in (("d.parquet", as_parquet(texts)), ("d.jsonl.zst", COMPRESS[".zst"](as_jsonl(texts)))):
+        assert read(data, name, max_bytes=unpacked_limit(len(data), 200.0)) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "named"),
+    [
+        ("d.txt", b"x" * 1001, r"d\.txt"),
+        ("d.txt.gz", gzip.compress(b"x" * 1001), r"d\.txt\.gz"),
+        ("d.jsonl", as_jsonl(["short", "x" * 1001]), r"d\.jsonl line 2"),
+        ("d.csv", as_csv(["short", "x" * 1001]), r"d\.csv line 3"),
+        ("d.csv", b'text\n"' + b"a line of a quote that never ends\n" * 50, r"d\.csv line \d+"),
+        ("d.parquet", as_parquet(["short", "x" * 1001]), r"d\.parquet row 1"),
+    ],
+)
+def test_a_text_longer_than_any_document_is_refused_by_name_without_reading_on(name, data, named, monkeypatch) -> None:
+    """With a limit of a thousand bytes for the real one of 128 MiB."""
+    for module in ("reading", "readers"):
+        monkeypatch.setattr(f"pico.data.{module}.MAX_TEXT", 1000)
+    with pytest.raises(
+        PicoError, match=named + ".*(is longer than 1000 bytes|field larger than field limit)"
+    ) as raised:
+        read(data, name)
+    assert raised.value.mend
+
+
+def test_a_line_without_an_end_is_read_no_further_than_the_longest_text(monkeypatch) -> None:
+    monkeypatch.setattr(reading, "MAX_TEXT", 1000)
+
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            self.given += len(buffer)
+            buffer[:] = b"x" * len(buffer)
+            return len(buffer)
+
+    for name in ("d.txt", "d.jsonl", "d.csv"):
+        endless = Endless()
+        with pytest.raises(PicoError, match=rf"{name}.* is longer than 1000 bytes"):
+            list(documents(io.BufferedReader(endless, 512), File(name)))
+        assert endless.given < 10_000
+
+
+def test_an_unknown_reader_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(PicoError, match=r"no reader is called 'txt'(.|\n)*dictionary, drama(.|\n)*tokens"):
         read(b"", "d.txt", "txt")
 
 
@@ -204,7 +284,33 @@ def test_a_play_is_read_by_scenes_without_markdown() -> None:
     assert read(b"## ACT I\n\nText", "plays/measure-for-measure.md", "drama") == ["Measure For Measure\nACT I\n\nText"]
 
 
-@pytest.mark.parametrize("reader", ["chitchat", "dictionary", "encyclopedia"])
+def test_a_service_is_one_document_without_html_that_says_nothing_twice() -> None:
+    page = "<p>The token for the next page.</p>"
+    model = {
+        "metadata": {"serviceFullName": "Tiny Queue"},
+        "documentation": "<fullname>Tiny</fullname> <p>A <i>queue</i>.</p>",
+        "operations": {
+            "Send": {"input": {"shape": "SendRequest"}, "documentation": "<p>Sends&nbsp;a\n message &amp; waits.</p>"},
+            "Purge": {"input": {"shape": "PurgeRequest"}},
+        },
+        "shapes": {
+            "SendRequest": {"members": {"Body": {"documentation": "<p>One of:</p> <ul> <li> <p>text</p> </li> <li> "
+                                                 "<p><code>a&lt;b</code></p> </li> </ul>"},
+                                        "Token": {"documentation": page}, "Bare": {"shape": "String"}}},
+            "PurgeRequest": {"members": {"Token": {"documentation": page}}},
+            "Message": {"documentation": "<p/>", "members": {"Body": {"documentation": "plain"}}},
+            "String": {"type": "string"},
+        },
+    }  # fmt: skip
+    texts = read(gzip.compress(json.dumps(model).encode()), "tiny/2020-01-01/service-2.json.gz", "apidocs")
+    assert texts == [
+        "Tiny Queue\nTiny\nA queue.\n\n"
+        "Send\nSends a message & waits.\nBody: One of:\n- text\n- a<b\nToken: The token for the next page.\n\n"
+        "Message\nBody: plain"
+    ]
+
+
+@pytest.mark.parametrize("reader", ["chitchat", "dictionary", "encyclopedia", "apidocs"])
 def test_a_special_reader_on_another_file_says_so(reader: str) -> None:
     for data, message in ((b'{"a": 1}', "has not the shape"), (b"[1]", "has not the shape"), (b"text", "is not JSON")):
         with pytest.raises(PicoError, match=rf"d\.json {message}"):

@@ -3,17 +3,22 @@
 import gzip
 import hashlib
 import json
+import lzma
+import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from handmade_wheel import make_wheel, wheel_path
+from made_documents import BPE, cleaning, made_up, packing
 from ruamel.yaml import YAML
 
-from pico.config import Corpus, HubDataset, PretrainedTokenizer, Source, Wheel
+from pico.config import Corpus, PretrainedTokenizer, Source, Wheel
 from pico.data import sources
-from pico.data.wheels import DownloadError
+from pico.data.prepare import prepare
 from pico.errors import PicoError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -127,6 +132,52 @@ def test_progress_reaches_one(corpus: Path, tmp_path: Path) -> None:
         (lambda folder: None, {"glob": "/etc/*"}, "leaves its folder"),
         (lambda folder: None, {"text_field": "body"}, r"c\.jsonl\.gz has no text column 'body' in line 1"),
         (lambda folder: None, {"max_bytes": 2}, "it gave no document"),
+        (
+            lambda folder: (folder / "a.jsonl").write_bytes(b'{"text": "caf\xe9"}'),
+            {},
+            r"a\.jsonl is not UTF-8: byte 0xe9 at offset 13",
+        ),
+        (
+            lambda folder: (folder / "a.csv").write_bytes(b"text\ncaf\xe9\n"),
+            {},
+            r"a\.csv is not UTF-8: byte 0xe9 at offset 8",
+        ),
+        (
+            lambda folder: write_parquet(folder / "a.parquet", b"caf\xe9"),
+            {},
+            r"a\.parquet row 0 is not UTF-8: byte 0xe9",
+        ),
+        (
+            lambda folder: (folder / "a.txt.gz").write_bytes(gzip.compress(b"caf\xe9")),
+            {},
+            r"a\.txt\.gz is not UTF-8: byte 0xe9",
+        ),
+        (
+            lambda folder: (folder / "a.txt").write_text("text", encoding="utf-16"),
+            {},
+            r"a\.txt is not UTF-8: byte 0xff at offset 0",
+        ),
+        (
+            lambda folder: (folder / "bomb.txt.gz").write_bytes(gzip.compress(bytes(2**26 + 1))),
+            {},
+            r"bomb\.txt\.gz was refused: it unpacks to more than 67108864 bytes, as a bomb does",
+        ),
+        (
+            lambda folder: (folder / "bomb.jsonl.xz").write_bytes(lzma.compress(bytes(2**26 + 1))),
+            {},
+            r"bomb\.jsonl\.xz was refused: it unpacks to more than",
+        ),
+        (
+            lambda folder: (folder / "bomb.csv.zst").write_bytes(zstandard.compress(bytes(2**26 + 1))),
+            {},
+            r"bomb\.csv\.zst was refused: it unpacks to more than",
+        ),
+        (
+            lambda folder: (folder / "inner.zip").write_bytes(b"PK"),
+            {},
+            r"no reader is known for files that end in '\.zip'",
+        ),
+        (lambda folder: os.mkfifo(folder / "pipe.txt"), {}, r"pipe\.txt is no plain file"),
         (lambda folder: (folder / "link.txt").symlink_to("/etc/hostname"), {}, r"link\.txt is a link that leaves"),
         (lambda folder: (folder / "link").symlink_to("/etc"), {}, r"link is a link that leaves"),
         (lambda folder: (folder / "d.jsonl").write_text(r'{"text": "\ud800"}'), {}, r"U\+D800.*half a surrogate pair"),
@@ -141,9 +192,100 @@ def test_bad_files_are_named_and_nothing_is_left(corpus: Path, tmp_path: Path, c
     assert not list((tmp_path / "out").iterdir())
 
 
+def write_parquet(path: Path, text: bytes) -> None:
+    pq.write_table(pa.table({"text": pa.array([text], pa.binary()).view(pa.string())}), path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside.txt", "/tmp/pico-outside.txt", "p/../../../outside.txt", "C:/outside.txt"]
+)
+def test_a_wheel_with_a_member_outside_is_refused_and_nothing_is_written_there(tmp_path: Path, name: str) -> None:
+    wheel = make_wheel(tmp_path, {"p/a.txt": b"text", name: b"planted"})
+    source = Source(name="mine", domain="d", licence="l", kind="wheel", wheel=wheel, glob="**/*.txt")
+    if name.startswith("/"):
+        source = source.model_copy(update={"glob": "**"})
+    before = set(tmp_path.parent.rglob("*"))
+    with pytest.raises(PicoError, match=r"source 'mine': .*refused member.*its path leaves the archive") as raised:
+        fetch(source, tmp_path, wheel=wheel_path(tmp_path, wheel))
+    assert name in raised.value.what
+    assert set(tmp_path.parent.rglob("*")) == before | {tmp_path / "out"}
+    assert not Path("/tmp/pico-outside.txt").exists()
+
+
+def test_a_compressed_bomb_within_a_wheel_is_refused_by_name(tmp_path: Path) -> None:
+    """Packed twice, each layer for itself looks sound to a zip reader."""
+    wheel = make_wheel(tmp_path, {"p/a.txt.gz": gzip.compress(bytes(2**26 + 1))})
+    source = Source(name="mine", domain="d", licence="l", kind="wheel", wheel=wheel, glob="p/*")
+    with pytest.raises(PicoError, match=r"source 'mine': p/a\.txt\.gz was refused: it unpacks to more than"):
+        fetch(source, tmp_path, wheel=wheel_path(tmp_path, wheel))
+
+
+def test_how_far_files_may_unpack_is_a_setting(corpus: Path, tmp_path: Path) -> None:
+    line = json.dumps({"text": "the same again and again " * 40}) + "\n"
+    (corpus / "long.jsonl.gz").write_bytes(gzip.compress(line.encode() * (2**26 // len(line) + 1)))
+    with pytest.raises(PicoError, match=r"long\.jsonl\.gz was refused"):
+        fetch(files(glob="long.jsonl.gz"), tmp_path)
+    entry, _ = fetch(files(glob="long.jsonl.gz"), tmp_path, max_expansion=1000.0)
+    assert entry["documents"] == 2**26 // len(line) + 1
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_a_single_line_of_50_mb_is_dropped_and_counted_and_near_duplicates_beside_it_are_found(
+    tmp_path: Path, ending: str
+) -> None:
+    """From the file to the shards, in seconds: what is too long is not even looked at."""
+    (tmp_path / "corpus").mkdir()
+    texts = made_up(60, 1, words=60)
+    near = texts[7] + " and"
+    with open(tmp_path / "corpus" / "documents.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in [*texts, near])
+    line = (" ".join(texts) * 20_000)[:50_000_000]
+    (tmp_path / "corpus" / f"line{ending}").write_text(json.dumps({"text": line}) if ending == ".jsonl" else line)
+    start = time.monotonic()
+    entry, rows = fetch(files(), tmp_path)
+    assert max(len(row["text"]) for row in rows) == 50_000_000
+    sources.write_sources(tmp_path / "out", [entry])
+    total = prepare(tmp_path / "out", tmp_path / "tokens", tokenizer=BPE, cleaning=cleaning(), packing=packing(),
+                    vocab_size=300, runs=tmp_path / "runs")["total"]  # fmt: skip
+    assert time.monotonic() - start < 60
+    assert total["dropped"] | {"long": 1, "near_duplicate": 1} == total["dropped"]
+    assert total["documents"] == 60
+
+
+@pytest.mark.slow
+def test_a_single_line_of_50_mb_that_is_kept_becomes_tokens(tmp_path: Path) -> None:
+    """Without a limit in `cleaning`, near-duplicates of that length among them, in minutes."""
+    (tmp_path / "corpus").mkdir()
+    words = made_up(200, 2)
+    line = (" ".join(words) * 10_000)[:50_000_000]
+    texts = [*made_up(50, 1), line, line[:-100]]
+    with open(tmp_path / "corpus" / "documents.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    entry, _ = fetch(files(), tmp_path)
+    sources.write_sources(tmp_path / "out", [entry])
+    total = prepare(tmp_path / "out", tmp_path / "tokens", tokenizer=BPE, cleaning=cleaning(max_document_bytes=None),
+                    packing=packing(seq_len=256, rows_per_shard=20480), vocab_size=300,
+                    runs=tmp_path / "runs")["total"]  # fmt: skip
+    assert total["dropped"]["near_duplicate"] == 1
+    assert total["bytes"] == sum(map(len, map(str.encode, texts[:-1])))
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(PicoError, match=r"folder .*corpus does not exist\n  where: corpus\.folder"):
         fetch(files(), tmp_path)
+
+
+def test_what_exclude_names_is_left_out_of_folders_and_wheels(corpus: Path, tmp_path: Path) -> None:
+    left = files(exclude=["a.*", "deep/**"])
+    _, rows = fetch(left, tmp_path)
+    assert [row["text"] for row in rows] == ["second: naïve"]
+    wheel = make_wheel(tmp_path, {f"p/{year}/model.txt": year.encode() for year in ("2014", "2015", "2020")})
+    newest = Source(name="mine", domain="d", licence="l", kind="wheel", wheel=wheel, glob="p/**", exclude=["p/201?/*"])
+    assert [row["text"] for row in fetch(newest, tmp_path, wheel=wheel_path(tmp_path, wheel))[1]] == ["2020"]
+    with pytest.raises(PicoError, match=r"no file of .*corpus matches glob"):
+        fetch(files(exclude=["**"]), tmp_path)
+    with pytest.raises(PicoError, match=r"glob '\.\./\*' leaves its folder"):
+        sources.check_sources([files(exclude=["../*"])])
 
 
 def test_a_wheel_without_matching_members_is_named(tmp_path: Path) -> None:
@@ -161,38 +303,14 @@ def test_two_sources_of_one_name_and_unknown_readers_are_refused_before_any_down
         sources.check_sources([files(reader="pdf")])
 
 
-def test_the_shipped_corpora_are_checked() -> None:
-    """`embedded` passes; the pretokenized corpus of the paper is refused in so many words."""
-    for name in ("embedded", "dolma"):
+def test_the_shipped_corpora_are_sound() -> None:
+    for name in ("embedded", "dolma", "small"):
         corpus = Corpus.model_validate(YAML(typ="safe").load(CONF / "corpus" / f"{name}.yaml"))
+        sources.check_sources(corpus.sources)
         if name == "embedded":
-            sources.check_sources(corpus.sources)
             assert {source.domain for source in corpus.sources} >= {
-                "speeches", "dialogue", "dictionary", "encyclopedia", "drama", "code",
+                "speeches", "dialogue", "dictionary", "encyclopedia", "drama", "code", "apidocs",
             }  # fmt: skip
-        else:
-            with pytest.raises(PicoError, match=r"source 'dolma': reader `tokens`.*not supported yet"):
-                sources.check_sources(corpus.sources)
-
-
-def hub(path: Path, **settings) -> Source:
-    dataset = HubDataset(repository=str(path), revision="main", split="train")
-    return Source(name="mine", domain="notes", licence="own", kind="hub", hub=dataset, **settings)
-
-
-def test_a_text_dataset_is_streamed_through_datasets(tmp_path: Path) -> None:
-    """A folder stands for the hub here: `datasets` reads both with the same call."""
-    data = tmp_path / "dataset"
-    data.mkdir()
-    (data / "train.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
-    entry, rows = fetch(hub(data), tmp_path)
-    assert [row["text"] for row in rows] == ["one", "two"]
-    assert entry["empty"] == 1
-    assert entry["pin"].endswith("@main train")
-    with pytest.raises(PicoError, match=r"no column 'body'\n  where: .*: text"):
-        fetch(hub(data, text_field="body"), tmp_path)
-    with pytest.raises(DownloadError, match=r"source 'mine': the dataset cannot be read"):
-        fetch(hub(tmp_path / "absent"), tmp_path)
 
 
 def test_the_pretrained_tokenizer_is_copied_as_it_is(tmp_path: Path) -> None:

@@ -136,6 +136,39 @@ def test_a_zip_bomb_is_refused_by_name_before_it_is_unpacked(tmp_path: Path) -> 
         archive.read("big.txt")
 
 
+def test_many_members_that_are_sound_by_themselves_are_a_bomb_together(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            archive.writestr(f"{number}.txt", bytes(2**24))
+    with wheels.Archive(path) as archive:
+        with pytest.raises(PicoError, match=r"refused its 5 members that match '\*\.txt'.*zip bomb"):
+            archive.members("*.txt")
+        assert archive.members("[0-2].txt") == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_a_member_that_is_a_link_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "link.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("p/link.txt")
+        info.create_system, info.external_attr = 3, 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    with wheels.Archive(path) as archive, pytest.raises(PicoError, match=r"'p/link\.txt': it is a link"):
+        archive.members("**")
+
+
+def test_a_member_that_is_longer_than_it_says_is_cut_off_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "liar.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", b"x" * 10_000_000)
+    small = (1000).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace((10_000_000).to_bytes(4, "little"), small))
+    with wheels.Archive(path) as archive:
+        assert archive.size("a.txt") == 1000
+        with pytest.raises(PicoError, match=r"a\.txt cannot be read: Bad CRC"):
+            archive.read("a.txt")
+
+
 def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     path = tmp_path / "torn.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from test_report import BESIDE, check
@@ -77,3 +78,20 @@ def test_equal_inputs_give_equal_bytes(make_inputs: Callable[..., Inputs]) -> No
     suite = gather(make_inputs("tiny"))
     pages = [render_data(suite, pictures.painter, pictures.data) for pictures in (draw(suite), draw(suite))]
     assert pages[0] == pages[1]
+
+
+def test_a_corpus_of_rows_says_so_and_which_gates_were_not_asked(make_inputs: Callable[..., Inputs]) -> None:
+    suite = gather(make_inputs("tiny"))
+    told = "rows were held out one by one"
+    pictures = draw(suite)
+    assert told not in render_data(suite, pictures.painter, pictures.data)
+    gates = [
+        {**suite.gates[0], "gate": "documents.length", "passed": None, "observed": "not applicable: of one length"}
+    ]
+    rows = replace(suite, provenance={**suite.provenance, "unit": "row", "shuffled": False}, gates=gates)
+    page = render_data(rows, pictures.painter, pictures.data)
+    assert told in page
+    assert "in the order in which they were read" in page
+    assert "not applicable: of one length" in page
+    assert "<td>not asked</td>" in page
+    assert '<span class="fail">' not in page
