@@ -27,6 +27,7 @@ from pico.errors import PicoError
 from pico.files import fsync_folder, fsync_tree, full_disk_named, read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
+DELETE = "delete this checkpoint folder; training resumes from the one before it"
 DYNAMICS = "learning_dynamics"
 
 
@@ -78,7 +79,10 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except FileNotFoundError:
-        raise PicoError(f"{path} does not exist", mend="the checkpoint was written without it") from None
+        raise PicoError(
+            f"{path} does not exist",
+            mend="it was not written: learning_dynamics.layers says what is",
+        ) from None
     except Exception as error:  # safetensors raises its own SafetensorError, OSError and ValueError for torn files
         raise PicoError(
             f"{path} cannot be read as safetensors: {error}",
@@ -123,32 +127,48 @@ def write_checkpoint(
 
 def drop_optimizer(checkpoint: Checkpoint) -> None:
     """Removes the optimiser's state, which only a resume needs. Safe to interrupt: the manifest goes first."""
-    manifest = read_json(checkpoint.folder / MANIFEST)
-    if manifest["files"].pop("optimizer.safetensors", None) is not None:
-        write_json(checkpoint.folder / MANIFEST, manifest)
+    files = read_manifest(checkpoint.folder)
+    if files.pop("optimizer.safetensors", None) is not None:
+        write_json(checkpoint.folder / MANIFEST, {"format": 1, "files": files})
     (checkpoint.folder / "optimizer.safetensors").unlink(missing_ok=True)
 
 
 def verify(folder: Path) -> Checkpoint:
     """Checks every file against the manifest. Raises PicoError naming the file that is missing, torn or altered."""
-    mend = "delete this checkpoint folder; training resumes from the one before it"
-    if not (folder / MANIFEST).exists():
-        raise PicoError(f"{folder} has no {MANIFEST}: it was never finished", mend=mend)
-    for name, expected in read_json(folder / MANIFEST)["files"].items():
+    for name, expected in read_manifest(folder).items():
         path = folder / name
         if not path.exists():
-            raise PicoError(f"{path} is missing", mend=mend)
+            raise PicoError(f"{path} is missing", mend=DELETE)
         if path.stat().st_size != expected["bytes"]:
-            raise PicoError(f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}", mend=mend)
+            raise PicoError(f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}", mend=DELETE)
         if sha256_file(path) != expected["sha256"]:
-            raise PicoError(f"{path} was altered: its sha256 is not the manifest's", mend=mend)
+            raise PicoError(f"{path} was altered: its sha256 is not the manifest's", mend=DELETE)
     return Checkpoint(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """`bytes` and `sha256` of each file by name. Raises PicoError where there is no manifest, or it is damaged."""
+    if not (folder / MANIFEST).exists():
+        raise PicoError(f"{folder} has no {MANIFEST}: it was never finished", mend=DELETE)
+    try:
+        manifest = read_json(folder / MANIFEST)
+        entries = manifest["files"].items()
+        files = {name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in entries}
+        if manifest.keys() != {"format", "files"} or manifest["format"] != 1 or "model.safetensors" not in files:
+            raise ValueError("it is not of format 1")
+    except (PicoError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PicoError(f"{folder / MANIFEST} is damaged: {type(error).__name__}: {error}", mend=DELETE) from error
+    return files
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """All finished checkpoints of a run, by step. `run` holds `checkpoints/step_*`. Contents are not verified."""
-    folders = sorted((run / "checkpoints").glob("step_*"))
+    folders = sorted((run / "checkpoints").glob(STEP_GLOB))
     return [Checkpoint(folder) for folder in folders if (folder / MANIFEST).exists()]
+
+
+STEP_GLOB = f"step_{'[0-9]' * 8}"
+"""Folders named by `step_name`."""
 
 
 def step_name(step: int) -> str:

@@ -75,6 +75,10 @@ __all__ = [
 ]
 
 
+MOST_CHECKPOINTS = 100_000
+"""Of a run."""
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -138,6 +142,11 @@ class Params(Section):
             raise ValueError(
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} leaves nothing of training.steps = "
                 f"{self.training.steps}"
+            )
+        if self.training.steps // self.checkpoints.every > MOST_CHECKPOINTS:
+            raise ValueError(
+                f"checkpoints.every = {self.checkpoints.every} of training.steps = {self.training.steps} would keep "
+                f"more than {MOST_CHECKPOINTS} checkpoints"
             )
         training = self.training
         if training.batch_size % (training.workers * training.micro_batch_size):

@@ -209,7 +209,10 @@ class Attention(nn.Module):
         # (batch, heads, seq, head_dim). `is_causal` lets torch choose a kernel that never holds the seq x seq scores;
         # an explicit mask would not. `enable_gqa` shares each key/value head among its query heads without copies.
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        if q.is_cuda and q.dtype == torch.float32:  # its only kernel without scores knows nothing of groups
+            k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], dim=1) for one in (k, v))
+        grouped = k.shape[1] < q.shape[1]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(-2))
 
 

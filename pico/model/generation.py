@@ -35,7 +35,7 @@ def generate(
         return texts
     room = torch.tensor([min(max_new_tokens, limit - len(prompt)) for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    uniform = torch.stack([_uniform(seed + 1_000_003 * row, max_new_tokens) for row in range(len(texts))])
+    uniform = torch.stack([_uniform(seed + 1_000_003 * row, int(room.max())) for row in range(len(texts))])
     device = model.embedding_proj.weight.device
     ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
@@ -99,6 +99,11 @@ def _check(
             raise PicoError(
                 f"prompt {row} has {len(prompt)} tokens; this model reads 1 to {limit} (max_seq_len)",
                 mend="give at least one token, such as EOS, which stands before a document, and cut long prompts",
+            )
+        if outside := [one for one in prompt if not 0 <= one < model.config.vocab_size]:
+            raise PicoError(
+                f"prompt {row} holds {outside[0]}, which is no token: this model has {model.config.vocab_size}",
+                mend="encode the prompt with the tokenizer that the model was trained with",
             )
     if not (temperature >= 0 and 0 < top_p <= 1 and (top_k is None or top_k >= 1)):
         raise PicoError(

@@ -1,5 +1,6 @@
 """A plan of every model of the suite on stated hardware: size, arithmetic, memory, time, disk; and why it cannot be."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -137,7 +138,8 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
 
 def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
     """The largest divisor of `share` that fits."""
-    return max((rows for rows in range(1, share + 1) if share % rows == 0 and fits(rows)), default=None)
+    small = [rows for rows in range(1, math.isqrt(share) + 1) if share % rows == 0]
+    return max((rows for rows in {*small, *(share // rows for rows in small)} if fits(rows)), default=None)
 
 
 def _refusal(plan: ModelPlan, least: Memory, room: int, hardware: Hardware, sharding: str) -> str | None:
@@ -151,6 +153,8 @@ def _refusal(plan: ModelPlan, least: Memory, room: int, hardware: Hardware, shar
         )
     captured = f" and {gigabytes(least.capture)} for capturing gradients" if least.capture else ""
     mend = "a larger GPU" if sharding == "full" else "-S training.sharding=full on several GPUs, or a larger GPU"
+    if least.total - least.capture <= room:
+        mend = "-S learning_dynamics.layers=[] and pico capture afterwards, or a larger GPU"
     return (
         f"{plan.model}: not even a micro-batch of 1 fits: {gigabytes(least.total)} are needed, of them "
         f"{gigabytes(least.fixed)} for weights, gradients and optimiser{captured}, and {have}; use {mend}"

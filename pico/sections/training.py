@@ -19,7 +19,7 @@ class Suite(Section):
 class Model(Section):
     """What all models of the suite share (names of the published pico-decoder)."""
 
-    n_layers: Positive
+    n_layers: int = Field(gt=0, le=1000)
     """Blocks of attention and MLP."""
     vocab_size: Positive
     """Entries of the embedding; at least those of the tokenizer."""
@@ -57,9 +57,9 @@ class Width(Section):
 class Training(Section):
     """The run: identical for every model of the suite."""
 
-    steps: Positive
+    steps: int = Field(gt=0, lt=10**8)
     """Optimiser steps."""
-    batch_size: Positive
+    batch_size: int = Field(gt=0, le=10**6)
     """Sequences a step, over all workers."""
     micro_batch_size: Positive
     """Sequences in one forward pass of one worker; changes memory and speed, not the batch."""
@@ -89,9 +89,9 @@ class Optimizer(Section):
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
-    beta1: Fraction
+    beta1: float = Field(ge=0, lt=1)
     """Decay of the first moment."""
-    beta2: Fraction
+    beta2: float = Field(ge=0, lt=1)
     """Decay of the second moment."""
     eps: float = Field(gt=0)
     """Added to the root of the second moment."""

@@ -3,12 +3,13 @@
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pico.errors import PicoError
-from pico.files import write_atomic
+from pico.files import full_disk_named, write_atomic
 
 HEADER = "step,tokens,learning_rate,train_loss,gradient_norm,heldout_loss"
 
@@ -29,7 +30,7 @@ class Point:
 
 
 class Curve:
-    """An append-only file of points. A torn last line, as a killed process leaves it, is dropped on reading."""
+    """An append-only file of points, each with a checksum. It ends before the first line that is torn or altered."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,10 +41,11 @@ class Curve:
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 try:
-                    point = Point(*json.loads(line))
+                    *values, check = json.loads(line)
+                    point = Point(*values)
                 except (ValueError, TypeError):
                     break
-                if point.step != len(points) + 1:
+                if check != _checksum(point) or point.step != len(points) + 1:
                     break
                 points.append(point)
         return points
@@ -54,7 +56,7 @@ class Curve:
 
     def append(self, points: Iterable[Point]) -> None:
         """Adds points and flushes them to disk."""
-        with open(self.path, "a") as file:
+        with full_disk_named(self.path), open(self.path, "a") as file:
             file.writelines(map(_line, points))
             file.flush()
             os.fsync(file.fileno())
@@ -91,4 +93,8 @@ def _cell(value: float | None) -> str:
 
 
 def _line(point: Point) -> str:
-    return json.dumps(astuple(point)) + "\n"
+    return json.dumps([*astuple(point), _checksum(point)]) + "\n"
+
+
+def _checksum(point: Point) -> int:
+    return zlib.crc32(json.dumps(astuple(point)).encode())

@@ -63,8 +63,8 @@ def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[st
             return super()._initialize_and_run_controller(**settings)
 
     use_gpu = _use_gpu(spec, ray)
-    outcome = work / "outcome.json"
-    outcome.unlink(missing_ok=True)
+    for stale in outcomes(work):
+        stale.unlink()
     trainer = Trainer(
         _worker,
         train_loop_config={
@@ -90,13 +90,18 @@ def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[st
     try:
         trainer.fit()
     except Exception:
-        if not outcome.exists():  # else the workers said why
+        if not outcomes(work):  # else the workers said why
             raise
-    return _read_outcome(outcome)
+    return _read_outcome(work)
+
+
+def outcomes(work: Path) -> list[Path]:
+    """What workers left behind, that of the first one first."""
+    return sorted(work.glob("outcome-*.json"))
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """One worker's life. What it found goes to outcome.json, so that Ray does not retry an error that would recur."""
+    """One worker's life. What it found goes to a file, so that Ray does not retry an error that would recur."""
     import ray.train
     import torch
 
@@ -107,11 +112,14 @@ def _worker(settings: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     work = Path(settings["work"])
-    outcome = work / "outcome.json"
-    if outcome.exists():  # a restart after an error of ours on another worker
+    if outcomes(work):  # a restart after an error of ours
         return
-    device = _gpu() if settings["use_gpu"] else torch.device("cpu")
+    device = torch.device("cpu")
+    if settings["use_gpu"]:
+        device = _gpu()
+        torch.cuda.set_device(device)  # of this thread, too
     world = World(context.get_world_rank(), context.get_world_size(), device)
+    outcome = work / f"outcome-{world.rank:05d}.json"
     tell = Teller(work / "progress.jsonl")
     tell({"worker": world.rank, "host": socket.gethostname(), "process": os.getpid()})
     try:
@@ -128,15 +136,17 @@ def _worker(settings: dict[str, Any]) -> None:
             write_json(outcome, {"finished": finished})
     except PicoError as error:
         write_json(outcome, {"what": error.what, "where": error.where, "mend": error.mend})
+        if world.size > 1:  # the others wait for this one, and are to be ended
+            raise
     except Exception:
         if world.size > 1:  # perhaps only the echo of another worker's death, which Ray handles
             raise
         write_json(outcome, {"traceback": traceback.format_exc()})
 
 
-def _read_outcome(path: Path) -> bool:
+def _read_outcome(work: Path) -> bool:
     """What the workers found: finished or stopped, or the error that ended them, raised here."""
-    outcome = read_json(path)
+    outcome = read_json(outcomes(work)[0])
     if "what" in outcome:
         raise PicoError(outcome["what"], where=outcome["where"], mend=outcome["mend"])
     if "traceback" in outcome:

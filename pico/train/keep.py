@@ -7,7 +7,7 @@ Below runs/pretrain/<fingerprint>/:
     curve.jsonl                 the loss curve
     nonfinite/step_*            batches whose loss or gradient was not finite
     progress.jsonl              what the progress bar shows: rates and times, never read back
-    lock                        held by the process that writes here
+    lock, driver.lock           held by the process that writes here, and by the one that it works for
 """
 
 import base64
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pico.checkpoint import Checkpoint, drop_optimizer, step_name, verify, write_checkpoint
+from pico.checkpoint import STEP_GLOB, Checkpoint, drop_optimizer, step_name, verify, write_checkpoint
 from pico.errors import PicoError
 from pico.files import write_atomic
 from pico.train.background import Background
@@ -160,7 +160,7 @@ class Keeper:
 
     def _folders(self) -> list[Path]:
         """Checkpoint folders of both kinds by step, those without a manifest included."""
-        found = [*self.model.glob("checkpoints/step_*"), *self.rescue.glob("step_*")]
+        found = [*self.model.glob(f"checkpoints/{STEP_GLOB}"), *self.rescue.glob(STEP_GLOB)]
         return sorted(found, key=lambda folder: (folder.name, folder.parent.name))
 
     def _same_run(self, checkpoint: Checkpoint) -> None:
@@ -201,10 +201,10 @@ class Keeper:
 
 
 @contextmanager
-def exclusive(work: Path) -> Iterator[None]:
-    """Holds the run's lock, which the kernel takes back at the process's death. Raises PicoError where it is taken."""
+def exclusive(work: Path, name: str = "lock") -> Iterator[None]:
+    """Holds a lock of the run, which ends with the process, however it dies. Raises PicoError where it is taken."""
     deadline = time.monotonic() + LOCK_SECONDS
-    with open(work / "lock", "w") as file:
+    with open(work / name, "w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

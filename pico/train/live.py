@@ -45,10 +45,15 @@ def watched(settings: Live, model: str, scale: str, root: Path = Path()) -> Iter
         for sink in sinks:
             stack.callback(sink.close)
 
+        last = 0
+
         def show(event: dict[str, Any]) -> None:
+            nonlocal last
             points = [Point(*fields) for fields in event.get("points", [])]
             if "start" in event:
                 points = Curve(Path(event["curve"])).read()[: event["start"]]
+            points = [point for point in points if point.step > last]  # after a dead worker, steps come again
+            last = points[-1].step if points else last
             for sink in sinks:
                 for point in points:
                     sink.log(point.step, _values(point))

@@ -37,6 +37,9 @@ FLUSH_STEPS = 10
 Tell = Callable[[dict[str, Any]], None]
 """Receives what is worth showing: {"step", "loss", ...}, {"capturing"} or {"warning"}; see pico.train.progress."""
 
+Dynamics = tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Mapping[str, str]]]
+"""The files of learning_dynamics/ by name, and their metadata; see pico.train.capture.capture_splits."""
+
 
 def train(
     spec: RunSpec,
@@ -86,6 +89,8 @@ class _Run:
             for layer in decoder.layers:
                 layer.compile()
         self.shared = share(decoder, world, spec.training.sharding)
+        with self._eager():
+            self.shared.settle()
         self.tokens_per_step = spec.training.batch_size * self.batches.seq_len
         self.updates = Updates(spec, self.shared, self.tokens_per_step, self._precision)
         self.keeper = Keeper(work, spec, identity, self.tokens_per_step)
@@ -108,7 +113,7 @@ class _Run:
                 if step in schedule:
                     if step != start:
                         self._save(step)
-                elif self._time_for_rescue():
+                elif self._time_for_rescue(step):
                     self._save_rescue(step)
                 if step == training.steps:
                     break
@@ -212,12 +217,12 @@ class _Run:
             return self.stop()
         return step % FLUSH_STEPS == 0 and self._first_says(self.stop())
 
-    def _time_for_rescue(self) -> bool:
-        """Whether a rescue checkpoint is due: where the model is sharded, all processes take part in it."""
+    def _time_for_rescue(self, step: int) -> bool:
+        """Whether a rescue checkpoint is due: where the model is sharded, all processes take part in it, and ask."""
         due = time.monotonic() - self.saved > self.spec.checkpoints.rescue_seconds
         if self.world.size == 1 or self.spec.training.sharding == "none":
             return self.first and due
-        return self._first_says(due)
+        return step % FLUSH_STEPS == 0 and self._first_says(due)
 
     def _first_says(self, what: bool) -> bool:
         return bool(self.world.sum(torch.tensor(float(self.first and what), device=self.world.device)))
@@ -237,12 +242,16 @@ class _Run:
         """The schedule's checkpoint, with learning dynamics, which the first process captures while the others wait."""
         self._flush()
         state = self._state()
-        decoder = self.shared.whole_decoder()
         if self.first:
-            self.tell({"capturing": step})
-            dynamics, metadata = capture_splits(decoder, self.batches, step, self._eager)
+            dynamics, metadata = self._capture(step, state)
             self.keeper.save(step, state, dynamics, metadata)
         self.saved = self.flushed = time.monotonic()
+
+    def _capture(self, step: int, state: State) -> Dynamics:
+        if not self.spec.learning_dynamics.layers:
+            return {}, {}
+        self.tell({"capturing": step})
+        return capture_splits(self.shared.whole_decoder(state.model), self.batches, step, self._eager)
 
     def _save_rescue(self, step: int) -> None:
         self._flush()

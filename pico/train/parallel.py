@@ -47,6 +47,17 @@ class Whole:
         self.aliases = _aliases(decoder)
         """Second names of parameters, as tied embeddings have one: alias -> the name in `parameters`."""
 
+    def settle(self) -> None:
+        """To be called once, before the first update or after a resume: from then on, equal gradients give equal sums.
+
+        DDP deals its buckets out anew after the first backward pass that exchanges, in the order of that pass, and with
+        more than two processes the order of summing depends on the buckets. Gradients of zero take that pass here.
+        """
+        if self.world.size > 1:
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.world.device)
+            (self.loss(ids, ids) * 0).backward()
+            self.forget_gradients()
+
     def quiet(self, last: bool) -> AbstractContextManager[Any]:
         """Around the backward pass of a micro-batch: gradients are exchanged once an update, with the last one."""
         return nullcontext() if last or self.world.size == 1 else self.loss.no_sync()  # type: ignore[operator]
@@ -80,8 +91,8 @@ class Whole:
         found = self.gathered({name: (name, tensor) for name, tensor in self.parameters.items()})
         return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
 
-    def whole_decoder(self) -> Decoder:
-        """The model as one process sees it; all call, the first one looks."""
+    def whole_decoder(self, weights: Mapping[str, Tensor]) -> Decoder:
+        """The model as one process sees it, on its device; `weights`: what `weights()` gave."""
         return self.decoder
 
 
@@ -99,6 +110,9 @@ class Sharded(Whole):
         self.loss = fully_shard(_Loss(decoder), mesh=mesh)  # type: ignore[assignment]
         self._shards: dict[str, Any] = dict(decoder.named_parameters())
         self.parameters = {name: nn.Parameter(shard.to_local().detach()) for name, shard in self._shards.items()}
+
+    def settle(self) -> None:
+        """FSDP sums each layer by itself, always in the same way."""
 
     def quiet(self, last: bool) -> AbstractContextManager[Any]:
         self.loss.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -144,10 +158,7 @@ class Sharded(Whole):
                 found[key] = _copy(tensor)
         return found
 
-    def whole_decoder(self) -> Decoder:
-        weights = self.weights()
-        if self.world.rank:
-            return self.decoder
+    def whole_decoder(self, weights: Mapping[str, Tensor]) -> Decoder:
         decoder = Decoder(self.decoder.config)
         decoder.load_state_dict(weights)
         return decoder.to(self.world.device)

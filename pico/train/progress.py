@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ class Teller:
         self.path = path
 
     def __call__(self, event: dict[str, Any]) -> None:
-        with open(self.path, "a") as file:
+        with suppress(OSError), open(self.path, "a") as file:  # a full disk is met, and named, where it matters
             file.write(json.dumps({**event, "time": round(time.time(), 3)}) + "\n")
 
 
@@ -33,7 +34,7 @@ class Follower:
         self.offset = path.stat().st_size if path.exists() else 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The new whole lines."""
+        """The new whole lines; what a process that was killed has torn is passed over."""
         if not self.path.exists():
             return []
         with open(self.path, "rb") as file:
@@ -41,7 +42,11 @@ class Follower:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        events = []
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return events
 
 
 class Display:

@@ -1,11 +1,12 @@
 """One run from settings to finished checkpoints: its folder, its lock, its watcher, and a clean end on a signal."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pico.files import working_folder
+from pico.train.keep import exclusive
 from pico.train.loop import train
 from pico.train.progress import Follower, Teller
 from pico.train.spec import RunSpec, code_identity, identity
@@ -33,6 +34,11 @@ def pretrain(
     """
     same = identity(spec, tokens)
     work = working_folder("pretrain", {"identity": same, "code": code_identity()}, root=runs)
+    with exclusive(work, "driver.lock"):  # two of them would take each other's signals
+        return _watched(spec, tokens, work, same, on_ray, show)
+
+
+def _watched(spec: RunSpec, tokens: Path, work: Path, same: Mapping[str, Any], on_ray: bool, show: Show) -> Path:
     stop = work / "stop"
     stop.unlink(missing_ok=True)
     follower = Follower(work / "progress.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lab_project import REPOSITORY, clean_environment
+from ruamel.yaml import YAML
 
 from flows.scales import compose, scale_names, write_params
 from pico.errors import PicoError
@@ -15,6 +16,24 @@ def test_every_scale_composes_and_fits() -> None:
     assert {"smoke", "laptop", "gpu", "paper", "pico-1b"} <= set(scale_names(REPOSITORY))
     for name in scale_names(REPOSITORY):
         assert compose(REPOSITORY, name, [])[0].suite.scale == name
+
+
+def test_every_setting_can_be_overridden_by_its_name_alone() -> None:
+    """Hydra, and so `-S KEY=VALUE`, knows only what conf/ names."""
+    for path in sorted((REPOSITORY / "conf" / "scale").glob("*.yaml")):
+        params, text = compose(REPOSITORY, path.stem, [])
+        assert not missing(YAML(typ="safe").load(text), params.model_dump(mode="json"))
+
+
+def missing(named: dict, all_there_are: dict, prefix: str = "") -> list[str]:
+    """The keys that have a value, but no place in `named`."""
+    found = []
+    for key, value in all_there_are.items():
+        if key not in named:
+            found.append(prefix + key)
+        elif isinstance(value, dict):
+            found += missing(named[key], value, f"{prefix}{key}.")
+    return found
 
 
 def test_the_small_corpus_is_a_part_of_the_embedded_one() -> None:
