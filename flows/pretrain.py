@@ -7,15 +7,19 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.checkpoint import checkpoints
-from pico.files import publish
+from pico.checkpoint import MANIFEST, checkpoints, verify
+from pico.errors import PicoError
+from pico.files import publish, read_json, sha256_file, write_json
 from pico.train.curve import Curve, write_csv
 from pico.train.live import watched
 from pico.train.progress import Display
 from pico.train.run import pretrain as pretrain_model
+from pico.train.run import run_folder
 from pico.train.spec import RunSpec, run_spec
 
 TOKENS = Path("data/tokens")
+PUBLISHED = "published.json"
+"""In a run's folder: `contents` of what it has published."""
 
 
 @task(name="train")
@@ -36,12 +40,13 @@ def train(stage: Stage, spec: RunSpec) -> Path:
 
 
 @task(name="publish")
-def publish_run(stage: Stage, spec: RunSpec, work: Path) -> None:
+def publish_run(stage: Stage, spec: RunSpec, work: Path, out: Path) -> None:
     """Puts the loss curve and the checkpoints in their places."""
     curve = Curve(work / "curve.jsonl").read()
     tokens_per_step = checkpoints(work / "model")[-1].trainer["tokens_per_step"]
     write_csv(curve, tokens_per_step, work / "model" / "training.csv")
-    publish(work / "model", Path("data/models") / stage.params.suite.scale / spec.model)
+    write_json(work / PUBLISHED, contents(work / "model"))
+    publish(work / "model", out)
     shutil.rmtree(work / "rescue", ignore_errors=True)
     shutil.rmtree(work / "ray", ignore_errors=True)
     rows = [
@@ -57,12 +62,44 @@ def publish_run(stage: Stage, spec: RunSpec, work: Path) -> None:
     stage.table(f"pretrain-{spec.model}-curve", rows, f"Loss of {spec.model}, nats a token")
 
 
+def contents(model: Path) -> dict[str, str]:
+    """sha256 of what names all of a model's bytes: its checkpoints' manifests, and its loss curve."""
+    files = [*model.glob(f"checkpoints/*/{MANIFEST}"), model / "training.csv"]
+    return {path.relative_to(model).as_posix(): sha256_file(path) for path in sorted(files)}
+
+
+def unrecorded(name: str, work: Path, out: Path) -> bool:
+    """Whether `out` is what this very run published, but DVC was ended before it had recorded that.
+
+    Then it is not made again. Where DVC has recorded it, somebody asked for it to be made anew (`dvc repro --force`).
+    """
+    if not (work / PUBLISHED).exists() or not (out / "training.csv").exists():
+        return False
+    if read_json(work / PUBLISHED) != contents(out):
+        return False
+    from dvc.repo import Repo
+
+    with Repo() as repo:  # not `dvc status`: it would wait for the lock of the `dvc repro` that runs this
+        (stage,) = repo.stage.collect(name)
+        return any(one.status() for one in stage.outs)
+
+
 def pretrain(stage: Stage) -> None:
     """The whole stage."""
     if stage.model is None:
         raise ValueError("stage pretrain needs --model")
     spec = run_spec(stage.params, stage.model)
-    publish_run(stage, spec, train(stage, spec))
+    out = Path("data/models") / stage.params.suite.scale / spec.model
+    if unrecorded(f"pretrain@{spec.model}", run_folder(spec, TOKENS), out):
+        try:
+            for checkpoint in checkpoints(out):
+                verify(checkpoint.folder)
+        except PicoError as error:
+            stage.logger.warning(f"{error.what}: the model is trained again")
+        else:
+            stage.logger.info(f"{out} was finished by a run that was ended before DVC recorded it: it is kept")
+            return
+    publish_run(stage, spec, train(stage, spec), out)
 
 
 if __name__ == "__main__":

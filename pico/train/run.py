@@ -18,6 +18,11 @@ STOP_SECONDS = 120.0
 Show = Callable[[dict[str, Any]], None]
 
 
+def run_folder(spec: RunSpec, tokens: Path, runs: Path = Path("runs")) -> Path:
+    """Where this run is kept: a function of its settings, data and code."""
+    return working_folder("pretrain", {"identity": identity(spec, tokens), "code": code_identity()}, root=runs)
+
+
 def pretrain(
     spec: RunSpec,
     tokens: Path,
@@ -33,7 +38,7 @@ def pretrain(
     checkpoint is saved before it goes on. The folder's `model` is what is published, `curve.jsonl` the loss curve.
     """
     same = identity(spec, tokens)
-    work = working_folder("pretrain", {"identity": same, "code": code_identity()}, root=runs)
+    work = run_folder(spec, tokens, runs)
     with exclusive(work, "driver.lock"):  # two of them would take each other's signals
         return _watched(spec, tokens, work, same, on_ray, show)
 

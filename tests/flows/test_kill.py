@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from lab_project import REPOSITORY, clean_environment
+from lab_project import REPOSITORY, clean_environment, run_python
 from made_documents import made_up, write_documents
 
 from flows.scales import compose, write_params
@@ -32,17 +32,16 @@ LONGEST = 300
 """Seconds until a stage must have got to work."""
 SETTINGS = [
     "suite.models=[tiny]", "tokenizer.vocab_size=300", "packing.seq_len=16", "packing.rows_per_shard=200",
-    f"training.steps={1000 + 200 * KILLS}", "training.eval_every=50", "training.threads_per_worker=1",
+    "training.eval_every=50", "training.threads_per_worker=1",
     "checkpoints.every=40", "checkpoints.rescue_seconds=0.1", "~models.small",
 ]  # fmt: skip
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def make_clone(tmp_path: Path, steps: int) -> Path:
     """A clone with tokens of its own, in which only training is left to do."""
     root = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", REPOSITORY, root], check=True)
-    params, text = compose(root, "smoke", SETTINGS)
+    params, text = compose(root, "smoke", [*SETTINGS, f"training.steps={steps}"])
     write_params(root, text)
     documents = write_documents(
         tmp_path / "documents", {"a": ("prose", made_up(600, 1)), "b": ("verse", made_up(300, 2))}
@@ -143,7 +142,8 @@ def moment(root: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_a_killed_training_ends_with_the_bytes_of_the_undisturbed_one(clone: Path) -> None:
+def test_a_killed_training_ends_with_the_bytes_of_the_undisturbed_one(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path, 1000 + 200 * KILLS)
     spec = run_spec(load_params(clone / "params.yaml"), "tiny")
     undisturbed = pretrain(spec, clone / "data" / "tokens", runs=clone.parent / "undisturbed")
     expected, curve = trained(undisturbed / "model"), Curve(undisturbed / "curve.jsonl").read()
@@ -164,3 +164,28 @@ def test_a_killed_training_ends_with_the_bytes_of_the_undisturbed_one(clone: Pat
         assert Curve(progress_of(clone).parent / "curve.jsonl").read() == curve
         whole += 1
     print(f"{dict(fell)}; {whole} runs, each with the bytes of the undisturbed one")
+
+
+@pytest.mark.slow
+def test_a_model_that_dvc_was_too_late_to_record_is_not_trained_again(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path, 100)
+
+    def trained_by(*command: str) -> bool:
+        before = len(told(clone))
+        done = run_python(clone, *command)
+        assert done.returncode == 0, done.stderr
+        return len(told(clone)) > before
+
+    assert trained_by("-m", "flows", "pretrain", "--model", "tiny")  # as if DVC had been killed right after it
+    assert not (clone / "dvc.lock").exists()
+    first = trained(clone / "data" / "models" / "smoke" / "tiny")
+    assert not trained_by(*REPRO)
+    assert (clone / "dvc.lock").exists()
+    assert trained_by(*REPRO, "--force"), "who asks for it to be made again is heard"
+    assert trained(clone / "data" / "models" / "smoke" / "tiny") == first
+    (clone / "dvc.lock").unlink()
+    damaged = next((clone / "data" / "models" / "smoke" / "tiny").rglob("model.safetensors"))
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert trained_by(*REPRO), "a damaged one is not taken for the finished one"
+    assert trained(clone / "data" / "models" / "smoke" / "tiny") == first

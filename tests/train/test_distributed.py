@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from pico.config import Checkpoints
 from pico.errors import PicoError
 from pico.train.curve import Curve
-from pico.train.run import pretrain
+from pico.train.run import pretrain, run_folder
 
 from .conftest import contents, make_spec, make_tokens
 
@@ -39,6 +40,14 @@ def test_an_error_of_ours_comes_back_as_it_was(tokens, tmp_path):
     object.__setattr__(spec, "learning_dynamics", layers)
     with pytest.raises(PicoError, match="no layer is named 'nonsense'"):
         pretrain(spec, tokens, runs=tmp_path, on_ray=True)
+
+
+def test_an_error_that_only_the_first_of_two_workers_meets_ends_both(tokens, tmp_path):
+    spec = make_spec(workers=2, micro_batch_size=2)
+    other = pretrain(make_spec(), tokens, runs=tmp_path / "other")
+    shutil.copytree(other / "model", run_folder(spec, tokens, tmp_path / "runs") / "model")
+    with pytest.raises(PicoError, match="this checkpoint is of another run"):
+        pretrain(spec, tokens, runs=tmp_path / "runs", on_ray=True)
 
 
 def test_two_workers_survive_the_death_of_one_and_then_of_the_other(tokens, tmp_path):

@@ -59,11 +59,12 @@ def test_several_processes_agree_with_one(undisturbed, tmp_path, size, sharding)
 
 
 @pytest.mark.slow
-def test_a_sharded_run_that_was_interrupted_is_the_undisturbed_one_to_the_bit(undisturbed, tmp_path):
+@pytest.mark.parametrize(("size", "sharding"), [(4, "none"), (2, "full")])
+def test_a_run_that_was_interrupted_is_the_undisturbed_one_to_the_bit(undisturbed, tmp_path, size, sharding):
     tokens, _ = undisturbed
-    run_several(2, "full", tokens, tmp_path / "whole")
-    run_several(2, "full", tokens, tmp_path / "broken", after=1)  # processes ask every ten updates: at 10 of 12
+    run_several(size, sharding, tokens, tmp_path / "whole")
+    run_several(size, sharding, tokens, tmp_path / "broken", after=1)  # processes ask every ten updates: at 10 of 12
     assert len(curve(tmp_path / "broken")) == 10
-    run_several(2, "full", tokens, tmp_path / "broken")
+    run_several(size, sharding, tokens, tmp_path / "broken")
     assert contents(tmp_path / "broken" / "model") == contents(tmp_path / "whole" / "model")
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
