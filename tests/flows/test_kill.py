@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from lab_project import REPOSITORY, clean_environment, run_python
 from made_documents import made_up, write_documents
 
 from flows.scales import compose, write_params
+from pico.checkpoint import verify
 from pico.config import load_params
 from pico.data.prepare import prepare
 from pico.files import sha256_file
@@ -164,6 +166,24 @@ def test_a_killed_training_ends_with_the_bytes_of_the_undisturbed_one(tmp_path: 
         assert Curve(progress_of(clone).parent / "curve.jsonl").read() == curve
         whole += 1
     print(f"{dict(fell)}; {whole} runs, each with the bytes of the undisturbed one")
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_asked_to_end_saves_and_the_next_goes_on(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path, 100_000)
+    stage = subprocess.Popen([sys.executable, "-m", "flows.pretrain", "--model", "tiny"], cwd=clone,
+                             env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + LONGEST
+    while not any("step" in event for event in told(clone)):
+        assert stage.poll() is None
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.05)
+    stage.send_signal(signal.SIGTERM)
+    assert stage.wait(LONGEST) == 128 + signal.SIGTERM
+    work = progress_of(clone).parent
+    done = len(Curve(work / "curve.jsonl").read())
+    newest = max(folder.name for folder in work.glob("*/**/step_*"))
+    assert verify(next(work.glob(f"*/**/{newest}"))).step == done, "no update that was taken is lost"
 
 
 @pytest.mark.slow

@@ -48,6 +48,18 @@ def follow(settings: Live, project: Path, start: int, last: int, model: str = "t
         show({"warning": "something"})
 
 
+def test_steps_that_come_again_after_a_worker_died_are_logged_once(project: Path) -> None:
+    curve = Curve(project / "curve.jsonl")
+    curve.restart(0)
+    curve.append(points(1, 5))
+    with watched(Live(), "tiny", "smoke", project) as show:
+        for start in (0, 3):
+            show({"start": start, "steps": 6, "curve": str(curve.path)})
+            for step in range(start + 1, 7):
+                show({"step": step, "points": [list(vars(point).values()) for point in points(step, step)]})
+    assert list(read(project, "train_loss")) == list(range(1, 7))
+
+
 def read(project: Path, name: str, model: str = "tiny") -> dict[int, float]:
     with open(project / "live" / model / "plots" / "metrics" / f"{name}.tsv", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))

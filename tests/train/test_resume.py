@@ -1,18 +1,20 @@
 """A run that was interrupted, killed or damaged ends as the undisturbed one, to the bit."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from pico.checkpoint import Checkpoint, checkpoints
+from pico.checkpoint import Checkpoint, checkpoints, verify
 from pico.errors import PicoError
 from pico.model import load_decoder
 from pico.train.curve import Curve
@@ -20,7 +22,7 @@ from pico.train.loop import train
 from pico.train.run import pretrain
 from pico.train.spec import differing_keys, identity
 
-from .conftest import contents, curve, make_spec, make_tokens
+from .conftest import contents, curve, make_spec, make_tokens, with_rescues
 
 
 def interrupted(spec, tokens: Path, work: Path, after: int) -> None:
@@ -142,3 +144,66 @@ def test_the_curve_forgets_what_comes_after_a_resume(tmp_path, undisturbed):
     mine.restart(4)
     assert [point.step for point in mine.read()] == [1, 2, 3, 4]
     assert json.loads(path.read_text().splitlines()[-1])[0] == 4
+
+
+def test_a_full_disk_stops_the_run_and_leaves_all_before_it_whole(tokens, tmp_path, monkeypatch):
+    spec = with_rescues(make_spec(), 1e-9)
+    whole = pretrain(spec, tokens, runs=tmp_path / "whole")
+    true_fsync, left = os.fsync, 45
+
+    def fsync(file) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        true_fsync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(PicoError, match="no space left while writing"):
+        pretrain(spec, tokens, runs=tmp_path / "full")
+    (work,) = (tmp_path / "full" / "pretrain").iterdir()
+    kept = [verify(checkpoint.folder) for checkpoint in checkpoints(work / "model")]
+    assert 1 < len(kept) < len(checkpoints(whole / "model"))
+    left = 10**9
+    assert contents(pretrain(spec, tokens, runs=tmp_path / "full") / "model") == contents(whole / "model")
+
+
+@pytest.mark.parametrize("damage", ["{}", '{"files": {}, "format": 1}', '{"files": [1], "format": 1}', "[", "\xff"])
+def test_any_damage_of_a_manifest_is_named(undisturbed, tmp_path, damage):
+    folder = shutil.copytree(checkpoints(undisturbed[1] / "model")[-1].folder, tmp_path / "step_00000012")
+    (folder / "manifest.json").write_text(damage)
+    with pytest.raises(PicoError, match=r"manifest\.json is damaged"):
+        verify(folder)
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_named(undisturbed, tmp_path):
+    folder = shutil.copytree(checkpoints(undisturbed[1] / "model")[-1].folder, tmp_path / "step_00000012")
+    sound = (folder / "manifest.json").read_bytes()
+    for place in range(0, len(sound), 7):
+        spoilt = bytearray(sound)
+        spoilt[place] ^= 1 << place % 8
+        (folder / "manifest.json").write_bytes(spoilt)
+        with suppress(PicoError):
+            verify(folder)
+            assert json.loads(spoilt) == json.loads(sound)
+
+
+def test_an_altered_curve_is_not_gone_on_from(tokens, tmp_path):
+    spec = with_rescues(make_spec(), 1e-9)
+    whole = pretrain(spec, tokens, runs=tmp_path / "whole")
+    work = tmp_path / "broken"
+    interrupted(spec, tokens, work, after=8)
+    lines = (work / "curve.jsonl").read_text().splitlines(keepends=True)
+    digit = lines[6].index(".") + 3
+    lines[6] = lines[6][:digit] + str((int(lines[6][digit]) + 1) % 10) + lines[6][digit + 1 :]
+    (work / "curve.jsonl").write_text("".join(lines))
+    said = []
+    assert train(spec, tokens, work, identity(spec, tokens), tell=said.append)
+    assert any("the loss curve ends at step 6" in event.get("warning", "") for event in said)
+    assert curve(work) == curve(whole)
+
+
+def test_a_folder_with_another_name_is_no_checkpoint(undisturbed, tmp_path):
+    model = shutil.copytree(undisturbed[1] / "model", tmp_path / "model")
+    shutil.copytree(model / "checkpoints" / "step_00000012", model / "checkpoints" / "step_00000012 copy")
+    assert [one.step for one in checkpoints(model)] == [one.step for one in checkpoints(undisturbed[1] / "model")]

@@ -1,0 +1,63 @@
+"""What a user sees of a run: the line, the bar, the warnings; and what does not disturb it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pico.train.progress import Display, Follower, Teller
+from pico.train.run import pretrain
+
+from .conftest import make_spec
+
+START = {"start": 0, "steps": 400, "tokens_per_step": 512}
+STEP = {"step": 400, "loss": 2.3456, "learning_rate": 3e-3, "tokens_per_second": 12345.6, "mfu": 0.421}
+
+
+def shown(events, *, terminal: bool) -> str:
+    out = io.StringIO()
+    with Display("tiny", console=Console(file=out, force_terminal=terminal, width=150)) as display:
+        for event in events:
+            display.show(event)
+        if terminal:
+            display.progress.refresh()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_step_loss_rate_speed_and_time_left_are_shown(terminal):
+    text = shown([START, STEP | {"heldout_loss": 2.5}], terminal=terminal)
+    for part in ("tiny", "400/400", "loss 2.346", "lr 3.0e-03", "12,346 tokens/s", "MFU 42%", "left"):
+        assert part in text
+    assert terminal or "held-out 2.500" in text
+
+
+def test_warnings_and_captures_are_shown():
+    assert "pretrain tiny: loss spike" in shown([START, {"warning": "loss spike"}], terminal=False)
+    assert "capturing learning dynamics of step 8" in shown([START, {"capturing": 8}], terminal=True)
+
+
+def test_the_events_of_a_real_run_are_shown_with_their_share_of_the_peak(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr("pico.train.loop.FLUSH_SECONDS", 0.0)
+    events: list[dict] = []
+    pretrain(make_spec(), tokens, runs=tmp_path, show=events.append)
+    steps = [event for event in events if "step" in event]
+    assert [event["step"] for event in steps] == list(range(1, 13))
+    assert all(event["mfu"] > 0 and event["tokens_per_second"] > 0 for event in steps)
+    assert len({round(event["mfu"] / event["tokens_per_second"], 12) for event in steps}) == 1
+    assert "12/12" in shown(events, terminal=False)
+
+
+def test_a_torn_line_is_passed_over_and_a_line_being_written_is_waited_for(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    follower = Follower(path)
+    assert follower.read() == []
+    path.write_text('{"step": 1}\n{"st{"step": 2}\n{"step": 3}\n{"ste')
+    assert follower.read() == [{"step": 1}, {"step": 3}]
+    with open(path, "a") as file:
+        file.write('p": 4}\n')
+    assert follower.read() == [{"step": 4}]
+
+
+def test_an_event_that_cannot_be_written_is_dropped(tmp_path):
+    Teller(tmp_path / "no such folder" / "progress.jsonl")({"step": 1})
