@@ -148,6 +148,12 @@ class Params(Section):
                 f"checkpoints.every = {self.checkpoints.every} of training.steps = {self.training.steps} would keep "
                 f"more than {MOST_CHECKPOINTS} checkpoints"
             )
+        dynamics = self.learning_dynamics
+        if dynamics.layers and 2 * dynamics.noise_batch > dynamics.batch_size:
+            raise ValueError(
+                f"learning_dynamics.noise_batch = {dynamics.noise_batch} is more than half of "
+                f"learning_dynamics.batch_size = {dynamics.batch_size}: two small batches are needed"
+            )
         training = self.training
         if training.batch_size % (training.workers * training.micro_batch_size):
             raise ValueError(

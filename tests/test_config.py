@@ -116,6 +116,11 @@ def test_all_wrong_settings_are_reported_at_once(tmp_path):
         (("suite", "models"), ["../elsewhere"], "suite.models"),
         (("suite", "scale"), "../elsewhere", "suite.scale"),
         (("schedule", "warmup_steps"), 100_000, "warmup_steps"),
+        (("learning_dynamics", "noise_batch"), 9, "more than half of learning_dynamics.batch_size = 16"),
+        (("training", "steps"), 10**12, r"training\.steps = 1000000000000"),
+        (("training", "steps"), 99_999_999, "would keep more than 100000 checkpoints"),
+        (("model", "n_layers"), 100_000, r"model\.n_layers"),
+        (("optimizer", "beta2"), 1.0, r"optimizer\.beta2"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(path, value, message, tmp_path):

@@ -157,9 +157,9 @@ def _read_outcome(work: Path) -> bool:
 def _use_gpu(spec: "RunSpec", ray: Any) -> bool:
     """Whether the workers get a GPU each. Raises PicoError where the settings ask for more than Ray has."""
     wanted, found = spec.training.workers, int(ray.cluster_resources().get("GPU", 0))
-    if spec.training.device == "cuda" and found < wanted:
+    if spec.training.device != "cpu" and found < wanted and (found or spec.training.device == "cuda"):
         raise PicoError(
-            f"training.device = 'cuda' with training.workers = {wanted}, but Ray finds {found} GPUs",
+            f"training.device = {spec.training.device!r} with training.workers = {wanted}, but Ray finds {found} GPUs",
             where="params.yaml",
             mend="use fewer workers or device: cpu, or connect to a cluster with RAY_ADDRESS",
         )
