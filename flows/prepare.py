@@ -15,8 +15,8 @@ from pico.files import read_json, write_json
 
 DOCUMENTS, TOKENS, ACCOUNT = Path("data/documents"), Path("data/tokens"), Path("reports/data.json")
 
-RAY_BYTES = 2**30
-"""Text from which Ray is worth its start-up; below, the tokenizer's own threads have finished sooner."""
+RAY_BYTES = 2**28
+"""Text from which Ray is worth its start-up."""
 
 SAID = 0.1
 """Share of the work between two lines in a log."""

@@ -11,6 +11,7 @@ trained on and as many of those held out (chosen by hash). Every document is com
 neither is among them goes unseen.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +29,10 @@ from pico.data.passes import SAMPLED, Gathered, Looked, Plan, gather, look, lot
 from pico.data.profiles import LENGTH_BINS
 from pico.data.rules import WORST, Gate, Worst, worst_of
 from pico.sections import Gates
-from pico.spread import spread
+from pico.spread import release, release_memory, spread
 
-HELDOUT_RUNS = 2**24
-"""Runs of words of held-out documents that are kept: 128 MiB."""
+HELDOUT_RUNS = 2**22
+"""Runs of words of held-out documents that are kept: 32 MiB, and several times that while they are put in order."""
 
 Progress = Callable[[float], None]
 """Told the fraction done, in [0, 1]."""
@@ -76,16 +77,19 @@ def audit(
     tested = read_benchmarks(benchmarks, settings.ngram_words)
     index = Index.of(np.concatenate([tested.hashes, *(part.runs for part in gathered)]))
     index.save(scratch / "index")
-    members = Members(blocks, gathered)
-    reference = Reference.of(members.signatures)
-    reference.save(scratch / "reference")
+    members = Members(blocks, gathered, scratch / "members.npy")
+    none = np.zeros((0, 0), np.uint32)
+    gathered = [replace(part, signatures=none) for part in gathered]
+    Reference.of(members.signatures).save(scratch / "reference")
+    reference = Reference.load(scratch / "reference")
+    release_memory()
     looked: list[Any] = [None] * len(blocks)
     beginnings: dict[str, list[tuple[str, int, str]]] = {}
-    for done, (number, result) in enumerate(spread(look, [(block, plan) for block in blocks]), start=1):
+    for done, (number, result) in enumerate(spread(release, [(look, block, plan) for block in blocks]), start=1):
         domain = blocks[number].domain
         drawn = sorted([*beginnings.get(domain, []), *result.beginnings], key=lambda one: (lot(one[0]), one))
         beginnings[domain] = drawn[:SAMPLED]
-        looked[number] = replace(result, beginnings=[])  # texts are the bulk of it
+        looked[number] = _copied(replace(result, beginnings=[]))  # texts are the bulk of it
         progress(0.4 + 0.5 * done / len(blocks))
 
     documents = Documents(blocks)
@@ -130,14 +134,22 @@ def audit(
 def _gather(blocks: Sequence[Block], plan: Plan, progress: Progress) -> tuple[list[Gathered], int]:
     """The first pass; where there are too many held-out runs, they are thinned out as they come."""
     gathered: list[Any] = [None] * len(blocks)
-    modulus = 1
-    for done, (number, part) in enumerate(spread(gather, [(block, plan) for block in blocks]), start=1):
-        gathered[number] = _thinned(part, modulus)
-        while sum(len(part.runs) for part in gathered if part) > HELDOUT_RUNS:
+    modulus, held = 1, 0
+    for done, (number, part) in enumerate(spread(release, [(gather, block, plan) for block in blocks]), start=1):
+        gathered[number] = _copied(_thinned(part, modulus))
+        held += len(gathered[number].runs)
+        while held > HELDOUT_RUNS:
             modulus *= 2
             gathered = [part and _thinned(part, modulus) for part in gathered]
+            held = sum(len(part.runs) for part in gathered if part)
         progress(done / len(blocks))
     return gathered, modulus
+
+
+def _copied(result: Any) -> Any:
+    """The same in memory of its own. Arrays that Ray gives lie in its store, and one keeps there all that came with it:
+    half a GB of texts, at ten GB of text."""
+    return pickle.loads(pickle.dumps(result))
 
 
 def _thinned(part: Gathered, modulus: int) -> Gathered:

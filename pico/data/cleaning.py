@@ -37,8 +37,9 @@ KEY = re.compile(
 PHONE = re.compile(r"[+(]?\d[\d\s().\-/]{5,20}\d")
 """Where it is worth asking the phonenumbers library."""
 
-PROFILED = 2**20
+PROFILED = 2**18
 """Characters whose kinds are counted at a time; they take twenty bytes each."""
+
 LETTER, CONTROL, SPACE = 1, 2, 4
 """Kinds of characters, as bits."""
 

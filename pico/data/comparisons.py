@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pico.data.fates import HELDOUT, UNUSED, Block
-from pico.data.near_duplicates import Reference
+from pico.data.near_duplicates import PERMUTATIONS, Reference
 from pico.data.ngrams import Index
 from pico.data.passes import Gathered, Looked, used_ids
 from pico.data.rules import WORST, Gate, Worst, worst, worst_of
@@ -16,8 +17,8 @@ from pico.spread import spread
 
 LEAST_RUNS = 13
 """Of a held-out document whose share is looked at by itself: one sentence of a short one is a large share."""
-IDS_AT_ONCE = 2**26
-"""Documents among which exact duplicates are sought at a time: 512 MiB."""
+IDS_AT_ONCE = 2**23
+"""Documents among which exact duplicates are sought at a time: 64 MiB, and three times that to sort them."""
 PAIR = [
     ("number", np.int64), ("row", np.int64), ("heldout", bool),
     ("other_number", np.int64), ("other_row", np.int64), ("other_heldout", bool), ("similarity", float),
@@ -26,16 +27,23 @@ PAIR = [
 
 
 class Members:
-    """The documents of the reference, held-out ones first: which they are, and their signatures."""
+    """The documents of the reference, held-out ones first: which they are, and their signatures, in a file."""
 
-    def __init__(self, blocks: Sequence[Block], gathered: Sequence[Gathered]) -> None:
+    def __init__(self, blocks: Sequence[Block], gathered: Sequence[Gathered], path: Path) -> None:
         number = np.concatenate([np.full(len(p.rows), b.number) for b, p in zip(blocks, gathered, strict=True)])
         row = np.concatenate([part.rows for part in gathered])
         fates = [block.fates[part.rows] for block, part in zip(blocks, gathered, strict=True)]
         heldout = np.concatenate(fates) == HELDOUT
         order = np.argsort(~heldout, kind="stable")
         self.number, self.row, self.heldout = number[order], row[order], heldout[order]
-        self.signatures = np.concatenate([part.signatures for part in gathered])[order]
+        self.signatures = np.lib.format.open_memmap(path, "w+", np.uint32, (len(order), PERMUTATIONS))
+        """uint32 (members, PERMUTATIONS)"""
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        done = 0
+        for part in gathered:
+            self.signatures[place[done : done + len(part.rows)]] = part.signatures
+            done += len(part.rows)
 
 
 class Documents:

@@ -4,6 +4,7 @@ A. Z. Broder, On the resemblance and containment of documents (1997). Signatures
 documents lies on disk, so memory doesn't grow with the corpus.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ SEED = 1
 """Of the permutations; the same for every corpus, so that a cluster does not depend on a setting."""
 RECALL = 0.95
 """Least probability that two documents just similar enough become candidates."""
+SHINGLED = 2**20
+"""Characters that are cut into words at a time: as Python's strings and numbers they take thirty times the memory."""
 PAIRS = 4096
 """Candidate pairs whose signatures are read at a time."""
 ROUNDS = 8
@@ -39,8 +42,18 @@ def signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> n
 
     A text of fewer words is one shingle.
     """
-    if not len(texts):
-        return np.zeros((0, permutations), np.uint32)
+    parts = [np.zeros((0, permutations), np.uint32)]
+    first, held = 0, 0
+    for number, text in enumerate(texts):
+        held += len(text)
+        if held >= SHINGLED or number == len(texts) - 1:
+            parts.append(_signatures(texts[first : number + 1], permutations, shingle_words))
+            first, held = number + 1, 0
+    return np.concatenate(parts)
+
+
+def _signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> np.ndarray:
+    """Of some texts, at least one."""
     words = rensa.RMinHash.hash_token_sets([text.lower().split() or [text] for text in texts])
     counts = np.fromiter(map(len, words), np.int64, len(words))
     flat = np.concatenate([np.array(own, np.uint64) for own in words])
@@ -117,15 +130,25 @@ def similar_pairs(
         first = documents[np.flatnonzero(starts)][np.cumsum(starts) - 1]
         alike = np.zeros(len(documents), bool)
         for start in range(0, len(documents), PAIRS):
-            # Opened anew each time: the pages that were read are let go with it.
-            file = np.memmap(signature_file, np.uint32, "r").reshape(-1, permutations)
             part = slice(start, start + PAIRS)
-            alike[part] = (file[documents[part]] == file[first[part]]).mean(axis=1) >= similarity
-            del file
+            one, other = (read_signatures(signature_file, own[part], permutations) for own in (documents, first))
+            alike[part] = (one == other).mean(axis=1) >= similarity
         pair = alike & ~starts
         found.append(np.stack([first[pair], documents[pair]], axis=1))
         documents, bucket = documents[~alike], bucket[~alike]
     return np.concatenate(found)
+
+
+def read_signatures(path: Path, documents: np.ndarray, permutations: int) -> np.ndarray:
+    """Those of some documents: uint32 (n, permutations). Read, not mapped: each page would bring fifteen others."""
+    distinct, place = np.unique(documents, return_inverse=True)
+    found = np.empty((len(distinct), permutations), np.uint32)
+    width = permutations * found.itemsize
+    with open(path, "rb", buffering=0) as file:
+        for row, document in zip(found, distinct.tolist(), strict=True):
+            if os.preadv(file.fileno(), [row.data], document * width) != width:
+                raise OSError(f"{path} is cut short: delete {path.parent}")
+    return found[place]
 
 
 class Clusters:

@@ -4,6 +4,7 @@ The library is run on an ephemeral context, with analytics, progress bars and it
 """
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import pandas as pd
 
 from pico.data import gates as rules
 from pico.data.audit import Audit, Details, Progress, audit
+from pico.data.encoding import Encoder
 from pico.data.fates import document_blocks, domain_counts
 from pico.data.profiles import BINS_PER_OCTAVE, CLASSES, Rows, file_frame, heldout_rows, mark_seen, training_rows
 from pico.data.rules import WORST, Gate, Worst, every, worst, worst_of
-from pico.data.tokenizer import encode, load_tokenizer, tokenizer_meta
+from pico.data.tokenizer import load_tokenizer, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import read_json
 from pico.sections import Gates, Packing
-from pico.spread import spread
+from pico.spread import release_memory, spread
 
 
 @dataclass
@@ -69,22 +71,26 @@ def check(
     looked at. `vocab_size` is that of the models; `scratch` is where to make a folder for what processes share, by
     default the system's.
     """
-    checked, frames = Checked(), _frames()
+    checked = Checked()
+    tables: list[tuple[Worst, list[str], list[Gate], dict[str, Details]]] = []
 
     def run(table: pd.DataFrame | Worst, names: list[str], own: list[Gate], details: dict[str, Details] | None = None):
-        _validate(frames, checked, table if isinstance(table, Worst) else every(table, own), names, own, details or {})
+        tables.append((table if isinstance(table, Worst) else every(table, own), names, own, details or {}))
+
+    def sound() -> bool:
+        return all(len(table.table) and not table.failures.any() for table, *_ in tables)
 
     of_rows = any("row_tokens" in entry for entry in read_json(documents / "sources.json"))
     files = rules.ROW_FILES if of_rows else rules.DOCUMENT_FILES
     run(file_frame(_named(documents), documents), ["file"], files)
     run(file_frame(sorted((tokens / "train").glob("*.parquet")), tokens), ["file"], rules.SHARD_FILES)
     run(file_frame(sorted((tokens / "heldout").glob("*.parquet")), tokens), ["file"], rules.HELDOUT_FILES)
-    if not checked.passed:
-        return checked
+    if not sound():
+        return _validated(checked, tables)
     counts = domain_counts(documents)
     run(pd.DataFrame({"domain": list(counts), "documents": list(counts.values())}), ["domain"], rules.fetched(gates))
-    if not checked.passed:
-        return checked
+    if not sound():
+        return _validated(checked, tables)
 
     provenance = read_json(tokens / "provenance.json")
     about_documents = checked.asked(rules.single_documents(gates), of_rows)
@@ -93,6 +99,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="audit-", dir=scratch) as folder:
         found = audit(blocks, benchmarks, gates, about_documents, about_heldout, Path(folder), progress)
     checked.profile = _profile(found, tokens)
+    release_memory()
     total = provenance["total"]
     duplicates, examples = found.duplicates
     used = int(found.domains["used_documents"].sum())
@@ -116,6 +123,14 @@ def check(
     run(_token_domains(counts, provenance, heldout.table), ["domain"], rules.token_domains(gates))
     sums = {"train_rows": sum(part.rows for part in shards), "train_eos": sum(part.eos for part in shards)}
     run(pd.DataFrame([sums]), [], rules.tokens(gates, total, of_rows))
+    return _validated(checked, tables)
+
+
+def _validated(checked: Checked, tables: Sequence[tuple[Worst, list[str], list[Gate], dict[str, Details]]]) -> Checked:
+    """Adds what Great Expectations says of the tables. Last of all: the library is large, as is what goes before."""
+    frames = _frames()
+    for table, names, gates, details in tables:
+        _validate(frames, checked, table, names, gates, details)
     checked.results.sort(key=lambda result: result["gate"].split(".")[0])  # stable: documents first, then tokens
     return checked
 
@@ -167,13 +182,14 @@ def _token_domains(counts: dict[str, int], provenance: dict[str, Any], heldout: 
 
 def _profile(found: Audit, tokens: Path) -> dict[str, Any]:
     """What the data page shows: histograms, characters, fertility and samples by domain; duplicates; contamination."""
-    tokenizer, eos = load_tokenizer(tokens / "tokenizer"), tokenizer_meta(tokens / "tokenizer")["eos_id"]
+    folder = tokens / "tokenizer"
+    encoder = Encoder(load_tokenizer(folder), tokenizer_meta(folder)["eos_id"])
     domains = {}
     for row in found.domains.to_dict("records"):
         name = row.pop("domain")
         own = found.profile["domains"][name]
         beginnings = found.beginnings.get(name, [])
-        lengths = encode(tokenizer, [text for _, _, text in beginnings], eos)[1] - 1
+        lengths = encoder.encode([text for _, _, text in beginnings])[1] - 1
         sizes = np.array([len(text.encode()) for _, _, text in beginnings], np.int64)
         domains[name] = {
             **{key: _plain(value) for key, value in row.items()},

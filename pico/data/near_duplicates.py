@@ -18,8 +18,8 @@ PERMUTATIONS = BANDS * BAND_ROWS
 SEED = 42
 MOST = 256
 """Members of one bucket that a document is compared with: a bucket may hold half the corpus."""
-DOCUMENTS = 4096
-"""Signatures that are taken out of rensa at a time."""
+CANDIDATES = 2**14
+"""Pairs whose signatures are compared at a time: 16 MB."""
 
 
 def signatures(words: Words) -> np.ndarray:
@@ -27,15 +27,14 @@ def signatures(words: Words) -> np.ndarray:
     import rensa
 
     found = np.zeros((len(words.counts), PERMUTATIONS), np.uint32)
-    _, shingles, owners = next(words.runs([SHINGLE]))
-    counts = np.bincount(owners, minlength=len(words.counts))
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    for start in range(0, len(counts), DOCUMENTS):
-        offsets = ends[start : start + DOCUMENTS + 1]
-        part, own = shingles[offsets[0] : offsets[-1]], (offsets - offsets[0]).astype(np.uint64)
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(part, own, PERMUTATIONS, SEED)
-        found[start : start + len(own) - 1] = np.array(matrix.to_rows(), np.uint32)
-    found[counts == 0] = 0
+    for first, part in words.parts():
+        _, shingles, owners = next(part.runs([SHINGLE]))
+        counts = np.bincount(owners, minlength=len(part.counts))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, PERMUTATIONS, SEED)
+        own = np.array(matrix.to_rows(), np.uint32)
+        own[counts == 0] = 0
+        found[first : first + len(counts)] = own
     return found
 
 
@@ -51,8 +50,11 @@ class Reference:
     def of(cls, members: np.ndarray) -> "Reference":
         """From signatures; the first members of a bucket are those that are compared where it has more than MOST."""
         keys = _band_keys(members)
-        order = np.argsort(keys, axis=1, kind="stable")
-        return cls(members, np.take_along_axis(keys, order, axis=1), order)
+        order = np.empty(keys.shape, np.int32)
+        for band, own in enumerate(keys):
+            order[band] = np.argsort(own, kind="stable")
+            own[:] = own[order[band]]
+        return cls(members, keys, order)
 
     def pairs(self, others: np.ndarray, similarity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(which of `others`, which member, estimated similarity) of all pairs at least so similar, sorted."""
@@ -65,12 +67,15 @@ class Reference:
             which = np.repeat(np.arange(len(others)), count)
             place = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
             candidates = np.stack([which, order[place]], axis=1)
-            for start in range(0, len(candidates), 2**18):  # 240 MB of signatures
-                part = candidates[start : start + 2**18]
+            for start in range(0, len(candidates), CANDIDATES):
+                part = candidates[start : start + CANDIDATES]
                 alike = (others[part[:, 0]] == self.members[part[:, 1]]).mean(axis=1)
                 found.append(part[alike >= similarity])
         pairs = np.unique(np.concatenate(found), axis=0)
-        alike = (others[pairs[:, 0]] == self.members[pairs[:, 1]]).mean(axis=1) if len(pairs) else np.zeros(0)
+        alike = np.zeros(len(pairs))
+        for start in range(0, len(pairs), CANDIDATES):
+            part = pairs[start : start + CANDIDATES]
+            alike[start : start + CANDIDATES] = (others[part[:, 0]] == self.members[part[:, 1]]).mean(axis=1)
         return pairs[:, 0], pairs[:, 1], alike
 
     def save(self, folder: Path) -> None:
@@ -82,7 +87,8 @@ class Reference:
     @classmethod
     def load(cls, folder: Path) -> "Reference":
         """What `save` wrote; the pages are read as they are needed."""
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("members", "keys", "order")))
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("members", "keys", "order")]
+        return cls(*map(np.asarray, arrays))  # a memmap is slow to index
 
 
 def _band_keys(found: np.ndarray) -> np.ndarray:

@@ -17,8 +17,12 @@ import pyarrow.compute as pc
 SHORTEST = 8
 """Words of the shortest run that is looked for, as for GPT-3: shorter ones are common phrases."""
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+PART, PART_TEXTS = 2**18, 2**12
+"""Words and texts that are worked on at a time."""
+SPLIT = 2**21
+"""Bytes of text that are split into words at a time: Arrow holds each step of it."""
 MAX_SLOTS_BITS = 26
-"""Of the index's filter: at most 64 MiB."""
+"""Of the index's filter: at most 8 MiB."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,16 @@ class Words:
     """uint64 (words,)"""
     counts: np.ndarray
     """Words of each text, int64 (texts,)."""
+
+    def parts(self) -> Iterator[tuple[int, "Words"]]:
+        """(the number of its first text, about PART words) one after another: what is made of runs is large."""
+        ends = np.cumsum(self.counts)
+        first = 0
+        while first < len(ends):
+            start = int(ends[first] - self.counts[first])
+            last = max(first + 1, min(first + PART_TEXTS, int(np.searchsorted(ends, start + PART, side="right"))))
+            yield first, Words(self.hashes[start : ends[last - 1]], self.counts[first:last])
+            first = last
 
     def runs(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(n, hashes of all runs of n words uint64, the text that each lies in int64), for each n of `lengths`.
@@ -49,8 +63,24 @@ class Words:
 
 def words_of(texts: pa.Array | pa.ChunkedArray) -> Words:
     """The normalised words of texts; a null has none."""
-    text = pc.fill_null(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts, "")
-    text = pc.utf8_lower(pc.utf8_normalize(text.cast(pa.large_string()), form="NFKC"))
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    texts = pc.fill_null(texts, "").cast(pa.large_string())
+    sizes = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
+    parts: list[Words] = []
+    first = 0
+    while first < len(texts):
+        before = sizes[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(sizes, before + SPLIT, side="right")))
+        parts.append(_words_of(texts[first:last]))
+        first = last
+    return Words(
+        np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)]),
+        np.concatenate([np.zeros(0, np.int64), *(part.counts for part in parts)]),
+    )
+
+
+def _words_of(text: pa.Array) -> Words:
+    text = pc.utf8_lower(pc.utf8_normalize(text, form="NFKC"))
     text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"[\p{P}\p{S}]+", ""))
     split = pc.utf8_split_whitespace(text)
     counts = split.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -80,9 +110,11 @@ class Index:
         """uint64, sorted, distinct."""
         bits = min(MAX_SLOTS_BITS, max(10, int(np.ceil(np.log2(16 * max(1, len(hashes)))))))
         self._shift = np.uint64(64 - bits)
-        self._slots = np.zeros(2**bits, bool) if slots is None else slots
         if slots is None:
-            self._slots[hashes >> self._shift] = True
+            filled = np.zeros(2**bits, bool)
+            filled[hashes >> self._shift] = True
+            slots = np.packbits(filled, bitorder="little")
+        self._slots = slots
 
     @classmethod
     def of(cls, hashes: np.ndarray) -> "Index":
@@ -91,7 +123,8 @@ class Index:
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of `hashes` are in the index (their places), and where in it: two int64 arrays of one length."""
-        likely = np.flatnonzero(self._slots[hashes >> self._shift])
+        slots = hashes >> self._shift
+        likely = np.flatnonzero(self._slots[slots >> np.uint64(3)] >> (slots & np.uint64(7)).astype(np.uint8) & 1)
         if not len(likely) or not len(self.hashes):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         wanted = hashes[likely]
@@ -108,7 +141,8 @@ class Index:
     @classmethod
     def load(cls, folder: Path) -> "Index":
         """What `save` wrote; the pages are read as they are needed."""
-        return cls(np.load(folder / "hashes.npy", mmap_mode="r"), np.load(folder / "slots.npy", mmap_mode="r"))
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "slots")]
+        return cls(*map(np.asarray, arrays))  # a memmap is slow to index
 
 
 def _hashes(words: Sequence[str]) -> np.ndarray:

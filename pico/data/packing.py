@@ -3,6 +3,7 @@
 The layout is that of the published pre-tokenized data set: column `input_ids`, shards `train-00000-of-000NN.parquet`.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ WRITE: dict[str, Any] = {
     "store_schema": False,
 }
 """Options that make equal tables equal bytes."""
+
+
+PART = 16
+"""Row groups that are turned into Arrow's int32, and compressed, at a time: 8 MB."""
 
 
 def shard_name(number: int, count: int) -> str:
@@ -52,9 +57,18 @@ def segments(starts: np.ndarray, lengths: np.ndarray, row_len: int) -> tuple[np.
 
 
 def write_rows(path: Path, rows: np.ndarray) -> None:
-    """Writes rows, int (n, seq_len + 1), as one shard: column `input_ids`."""
-    table = pa.table({"input_ids": rows_array(rows)})
-    pq.write_table(table, path, row_group_size=row_group_rows(rows.shape[1]), **WRITE)
+    """Writes rows, integers (n, seq_len + 1), as one shard: column `input_ids`, int32."""
+    schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
+    with pq.ParquetWriter(path, schema, **WRITE) as writer:
+        for part in parts_of(rows):
+            writer.write_table(pa.table({"input_ids": rows_array(part)}), row_group_size=row_group_rows(rows.shape[1]))
+
+
+def parts_of(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, PART row groups at a time; no rows are one part."""
+    size = PART * row_group_rows(rows.shape[1])
+    for first in range(0, max(1, len(rows)), size):
+        yield rows[first : first + size]
 
 
 def rows_array(rows: np.ndarray) -> pa.ListArray:

@@ -143,11 +143,12 @@ def _shared_runs(words: Words, used: np.ndarray, train: np.ndarray, plan: Plan) 
     """The places in the index of the runs that training documents hold, and the first row with each."""
     index = Index.load(plan.scratch / "index")
     places, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for _, hashes, owners in words.runs(range(SHORTEST, plan.settings.ngram_words + 1)):
-        at, place = index.find(hashes)
-        own = train[owners[at]]
-        places.append(place[own])
-        rows.append(used[owners[at[own]]])
+    for first, part in words.parts():
+        for _, hashes, owners in part.runs(range(SHORTEST, plan.settings.ngram_words + 1)):
+            at, place = index.find(hashes)
+            own = train[first + owners[at]]
+            places.append(place[own])
+            rows.append(used[first + owners[at[own]]])
     found, row = np.concatenate(places), np.concatenate(rows)
     order = np.lexsort((row, found))
     distinct, at = np.unique(found[order], return_index=True)

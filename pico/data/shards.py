@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pico.data.heldout import spread_evenly, target_bytes, write_heldout
 from pico.data.order import SEGMENT, segment_file
-from pico.data.packing import WRITE, segments, shard_name, write_rows
+from pico.data.packing import WRITE, parts_of, segments, shard_name, write_rows
 from pico.data.token_blocks import id_type
 from pico.data.work import Block, Progress, Work, write_bytes
 from pico.sections import Packing
@@ -59,7 +59,10 @@ def write_shard(
     name = shard_name(number, count)
     write_whole(out / "train" / name, rows)
     write_provenance(out / "train-provenance" / name, found, first, domains)
-    write_bytes(work.file("counts", number, ".counts"), np.bincount(rows.reshape(-1), minlength=vocab_size))
+    counts = np.zeros(vocab_size, np.int64)
+    for part in parts_of(rows):
+        counts += np.bincount(part.reshape(-1), minlength=vocab_size)
+    write_bytes(work.file("counts", number, ".counts"), counts)
 
 
 def write_whole(path: Path, rows: np.ndarray) -> None:
@@ -70,7 +73,8 @@ def write_whole(path: Path, rows: np.ndarray) -> None:
 
 
 def gather(work: Work, found: np.ndarray, shape: tuple[int, int], vocab_size: int) -> np.ndarray:
-    """The rows that segments make up: int32. Files of ids are read one after another, each from front to back.
+    """The rows that segments make up, of the type of the files of ids. These are read one after another, each from
+    front to back.
 
     Read, not memory-mapped: pages that are mapped count as memory of the process, and come in sixteens.
     """
@@ -92,7 +96,7 @@ def gather(work: Work, found: np.ndarray, shape: tuple[int, int], vocab_size: in
                     raise OSError(f"the ids of block {numbers[begin]} are cut short: delete {work.folder}")
         finally:
             os.close(file)
-    return rows.astype(np.int32)
+    return rows
 
 
 def write_provenance(path: Path, found: np.ndarray, first: int, domains: Mapping[int, tuple[str, str]]) -> None:

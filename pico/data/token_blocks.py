@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import tokenizers
 
+from pico.data.encoding import Encoder
 from pico.data.survey import Fate, read_fates, words_of
 from pico.data.tokenizer import (
     EOS,
     TokenBytes,
-    encode,
     load_tokenizer,
     pretrained,
     save_tokenizer,
@@ -24,8 +23,9 @@ from pico.data.tokenizer import (
 from pico.data.work import Block, Progress, Work, write_bytes, write_table
 from pico.errors import PicoError
 from pico.sections import Tokenizer
+from pico.spread import release_memory
 
-CHECKED = 2**20
+CHECKED = 2**17
 """Ids that are turned back into text at a time."""
 
 
@@ -92,6 +92,7 @@ def make_tokenizer(
             mend="raise model.vocab_size",
         )
     save_tokenizer(made, folder, kind=settings.kind, eos_token=eos)
+    release_memory()  # of the words that were counted
 
 
 def tokenize(work: Work, blocks: Sequence[Block], fates: Path, tokenizer: Path, progress: Progress) -> None:
@@ -112,8 +113,9 @@ def tokenize_block(work: Work, block: Block, fates: Path, tokenizer: Path) -> No
     fate = read_fates(fates, block)[table["doc"].to_numpy() - block.first]
     table = table.filter(pa.array(fate <= Fate.HELDOUT))
     fate = fate[fate <= Fate.HELDOUT]
-    loaded, pieces = _tokenizer(tokenizer)
-    ids, lengths = encode(loaded, table["text"].to_pylist(), tokenizer_meta(tokenizer)["eos_id"])
+    encoder, pieces = _tokenizer(tokenizer)
+    loaded = encoder.tokenizer
+    ids, lengths = encoder.encode(table["text"])
     starts = np.cumsum(lengths) - lengths
     changed = changed_documents(pieces, ids, lengths, table["text"].combine_chunks())
     if changed.any() and loaded.normalizer is None:
@@ -174,11 +176,11 @@ def id_type(vocab_size: int) -> type:
 
 
 @lru_cache(maxsize=2)
-def _loaded(tokenizer: Path, written: int) -> tuple[tokenizers.Tokenizer, TokenBytes]:
+def _loaded(tokenizer: Path, written: int) -> tuple[Encoder, TokenBytes]:
     loaded = load_tokenizer(tokenizer)
-    return loaded, TokenBytes(loaded)
+    return Encoder(loaded, tokenizer_meta(tokenizer)["eos_id"]), TokenBytes(loaded)
 
 
-def _tokenizer(tokenizer: Path) -> tuple[tokenizers.Tokenizer, TokenBytes]:
+def _tokenizer(tokenizer: Path) -> tuple[Encoder, TokenBytes]:
     """Loaded once a process."""
     return _loaded(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns)

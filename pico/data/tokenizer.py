@@ -1,4 +1,4 @@
-"""Tokenizers: train a byte-level BPE, or take a pretrained one; save, load, encode to arrays, count bytes.
+"""Tokenizers: train a byte-level BPE, or take a pretrained one; save, load, count bytes.
 
 A document never yields the EOS token by its text: `<|endoftext|>` written in a document is encoded as ordinary
 characters, so EOS in the shards always is the end of a document. (`tokenizers` does not keep that switch in
@@ -7,7 +7,7 @@ tokenizer.json; `load_tokenizer` sets it.)
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -170,15 +170,6 @@ def tokenizer_meta(folder: Path) -> dict[str, Any]:
     return read_json(Path(folder) / "meta.json")
 
 
-def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], eos_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all texts in one int32 array, each text followed by EOS, and int64 lengths (EOS counted)."""
-    parts = [np.zeros(0, np.int32)]
-    for batch in _batches(texts):
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            parts.append(np.array([*encoding.ids, eos_id], np.int32))
-    return np.concatenate(parts), np.fromiter(map(len, parts[1:]), np.int64, len(parts) - 1)
-
-
 def token_bytes(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """How many UTF-8 bytes of text each id stands for: int64, (vocab_size,); special tokens stand for none."""
     return TokenBytes(tokenizer).sizes
@@ -214,20 +205,6 @@ def spelled(ids: np.ndarray, pieces: TokenBytes, eos: int, mark: str) -> str:
     """The text of some ids, `mark` between documents; a character that was cut in two is a replacement character."""
     ends = np.flatnonzero(ids[:-1] == eos) + 1
     return mark.join(pieces.text(part).tobytes().decode(errors="replace") for part in np.split(ids, ends))
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of texts of about a million characters: an Encoding takes a hundred times the memory of its ids."""
-    batch: list[str] = []
-    held = 0
-    for text in texts:
-        batch.append(text)
-        held += len(text)
-        if held >= 2**20:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def _plain_text_only(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

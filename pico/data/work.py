@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from pico.errors import PicoError
 from pico.files import full_disk_named, read_json
-from pico.spread import spread
+from pico.spread import release, release_memory, spread
 
-SORT_MEMORY = "512MB"
+SORT_MEMORY = "256MB"
 """What a sort may hold; the rest is spilled to the working folder."""
 BATCH = 2**16
 """Rows of a sorted table that are held at a time."""
@@ -119,7 +119,7 @@ class Work:
         done = {path.name.split(".")[0] for path in (self.folder / kind).iterdir() if not path.name.startswith(".")}
         pending = [index for index, number in enumerate(numbers) if f"{number:06d}" not in done]
         total, finished = max(1, sum(shares)), sum(shares) - sum(shares[index] for index in pending)
-        for index, _ in spread(function, [(self, *calls[index]) for index in pending]):
+        for index, _ in spread(release, [(function, self, *calls[index]) for index in pending]):
             finished += shares[pending[index]]
             progress(finished / total)
 
@@ -131,6 +131,7 @@ class Work:
             partial.mkdir()
             with full_disk_named(partial):
                 make(partial)
+            release_memory()
             os.replace(partial, target)
         return target
 

@@ -1,13 +1,18 @@
 """Runs of words: equal exactly where the words are, never across texts; and near-duplicates by MinHash."""
 
+import sys
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pico.data import ngrams
 from pico.data.near_duplicates import BANDS, PERMUTATIONS, Reference, signatures
 from pico.data.ngrams import Index, whole, words_of
+from pico.data.profiles import CLASSES, character_counts
 
 WORDS = st.lists(st.sampled_from(["a", "b", "Cé", "don't", "“d”", "1,5", "\n"]), max_size=30).map(" ".join)
 
@@ -93,3 +98,33 @@ def test_texts_shorter_than_a_shingle_are_compared_with_nothing():
     which, member, _ = Reference.of(found).pairs(found, 0.5)
     assert list(zip(which.tolist(), member.tolist(), strict=True)) == [(3, 3), (4, 4)]
     assert BANDS * 5 == PERMUTATIONS
+
+
+def test_words_and_runs_are_those_of_all_texts_however_they_are_split(monkeypatch):
+    texts = [" ".join(f"w{k % 7}" for k in range(n)) for n in (0, 1, 30, 2, 0, 55, 9)] + [None, "don't  stop"]
+    array = pa.array(texts, pa.string())
+    whole = words_of(array)
+    monkeypatch.setattr(ngrams, "SPLIT", 20)
+    monkeypatch.setattr(ngrams, "PART", 10)
+    parts = words_of(array)
+    assert np.array_equal(whole.hashes, parts.hashes)
+    assert np.array_equal(whole.counts, parts.counts)
+    ((_, hashes, owners),) = whole.runs([5])
+    found = [(first + own, run) for first, part in parts.parts() for _, runs, at in part.runs([5])
+             for own, run in zip(at.tolist(), runs.tolist(), strict=True)]  # fmt: skip
+    assert found == list(zip(owners.tolist(), hashes.tolist(), strict=True))
+
+
+@settings(deadline=None)  # the first call asks for the classes of all characters
+@given(st.lists(st.text() | st.none(), max_size=5))
+def test_characters_are_counted_as_their_patterns_say(texts):
+    column = pa.chunked_array([pa.array(texts, pa.string())])
+    expected = [pc.sum(pc.count_substring_regex(column, pattern)).as_py() or 0 for pattern in CLASSES.values()]
+    assert character_counts(column).tolist() == [*expected, pc.sum(pc.utf8_length(column)).as_py() or 0]
+
+
+def test_the_class_of_every_character_is_known():
+    characters = "".join(map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]))
+    column = pa.chunked_array([[characters]])
+    expected = [pc.sum(pc.count_substring_regex(column, pattern)).as_py() for pattern in CLASSES.values()]
+    assert character_counts(column).tolist() == [*expected, len(characters)]

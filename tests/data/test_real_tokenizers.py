@@ -16,9 +16,10 @@ from made_documents import made_up, packing, plain, write_documents
 from ruamel.yaml import YAML
 
 from pico.data import sources, wheels
+from pico.data.encoding import Encoder
 from pico.data.loader import TokenRows
 from pico.data.prepare import prepare
-from pico.data.tokenizer import EOS, TokenBytes, encode, pretrained, save_tokenizer, spelled
+from pico.data.tokenizer import EOS, TokenBytes, pretrained, save_tokenizer, spelled
 from pico.sections import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,11 @@ def bytes_of(tokenizer):
 
 def given_back(tokenizer, texts, eos):
     """The texts by decoding, and by the bytes that the ids are said to stand for."""
-    ids, lengths = encode(tokenizer, texts, eos)
+    encoder = Encoder(tokenizer, eos)
+    assert encoder.cuts is not None, "both patterns are known"
+    ids, lengths = encoder.encode(texts)
+    expected = tokenizer.encode_batch(texts, add_special_tokens=False)
+    assert ids.tolist() == [index for encoding in expected for index in [*encoding.ids, eos]]
     pieces, parts = bytes_of(tokenizer), np.split(ids, np.cumsum(lengths)[:-1])
     assert all(part[-1] == eos and eos not in part[:-1] for part in parts), "EOS written in a text is text"
     own = [spelled(part, pieces, eos, "") for part in parts]
@@ -116,7 +121,7 @@ def test_fertility_is_that_of_a_large_vocabulary(loaded):
     for text, least in ((english, 4.0), (japanese, 1.5)):
         each = {}
         for name, tokenizer in loaded.items():
-            ids, _ = encode(tokenizer, [text], 0)
+            ids, _ = Encoder(tokenizer, 0).encode([text])
             each[name] = len(text.encode()) / (len(ids) - 1)
             assert least < each[name] < 7
     assert each["qwen2"] > each["olmo"], "Qwen2's vocabulary holds more Japanese"

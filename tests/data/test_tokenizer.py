@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from made_documents import made_up
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from pico.data.encoding import Encoder
 from pico.data.tokenizer import (
     EOS,
-    encode,
     from_tiktoken,
     load_tokenizer,
     pretrained,
@@ -38,7 +38,7 @@ def test_any_text_comes_back_exactly(text):
 
 @given(st.lists(TEXTS, max_size=5))
 def test_each_document_is_followed_by_one_eos_and_its_bytes_are_counted(texts):
-    ids, lengths = encode(TRAINED, texts, 0)
+    ids, lengths = Encoder(TRAINED, 0).encode(texts)
     assert ids.dtype == np.int32
     assert lengths.sum() == len(ids)
     assert np.flatnonzero(ids == 0).tolist() == (np.cumsum(lengths) - 1).tolist()
@@ -115,7 +115,7 @@ def test_a_pretrained_tokenizer_is_taken_as_it_is(tmp_path):
     found = pretrained(pretrained_file(tmp_path), 258, EOS)
     assert found.token_to_id(EOS) == 257
     text = f"a   é {EOS}"
-    ids, _ = encode(found, [text], 257)
+    ids, _ = Encoder(found, 257).encode([text])
     assert ids[-1] == 257
     assert (ids == 257).sum() == 1
     assert 256 in ids  # the added token of three spaces
