@@ -21,8 +21,7 @@ def spread(
     The function must be pure and importable. Every call runs with exactly `threads` threads in torch and BLAS, because
     the order of a parallel sum depends on their number, and results must not depend on where they were computed.
     At most `workers` calls (default: as many as Ray has CPUs) are in flight. `gpus`: the share of a GPU that a call
-    holds; without one it sees none. An exception is raised at once, with
-    the remaining calls cancelled.
+    holds; without one it sees none. An exception is raised at once, with the remaining calls cancelled.
     """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():

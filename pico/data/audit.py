@@ -11,8 +11,8 @@ trained on and as many of those held out (chosen by hash). Every document is com
 neither is among them goes unseen.
 """
 
-import pickle
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _gather(blocks: Sequence[Block], plan: Plan, progress: Progress) -> tuple[li
 def _copied(result: Any) -> Any:
     """The same in memory of its own. Arrays that Ray gives lie in its store, and one keeps there all that came with it:
     half a GB of texts, at ten GB of text."""
-    return pickle.loads(pickle.dumps(result))
+    return deepcopy(result)
 
 
 def _thinned(part: Gathered, modulus: int) -> Gathered:
