@@ -12,6 +12,7 @@ share LIGHTLY of its words replaced), and after the share SAME an exact one.
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,15 @@ def _write(target: Path, domain: Domain, number: int, seed: int) -> tuple[int, i
             written += table["text"].nbytes - 8 * (table.num_rows + 1)
             documents += table.num_rows
     return written, documents
+
+
+@contextmanager
+def place(folder: Path | None) -> Iterator[Path]:
+    """The folder named, which is kept; or a new one that is removed."""
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder.resolve()
+        return
+    (ROOT / "runs").mkdir(exist_ok=True)  # untracked, and on the disk of the checkout: these are many GB
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=ROOT / "runs") as temporary:
+        yield Path(temporary)

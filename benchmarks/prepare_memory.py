@@ -22,19 +22,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_corpus import ROOT, domains_of, write_corpus
+from made_corpus import ROOT, domains_of, place, write_corpus
 
 from flows.scales import compose, write_params
 from pico.files import read_json, write_json
@@ -185,17 +182,6 @@ def run_stage(folder: Path, name: str) -> dict[str, Any]:
             f"{r['gate']}: {r['observed']} (limit {r['limit']})" for r in results if not r["passed"]
         ]
     return found
-
-
-@contextmanager
-def place(folder: Path | None) -> Iterator[Path]:
-    """The folder named, which is kept; or a new one that is removed."""
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="prepare-memory-", dir=Path.cwd()) as temporary:
-        yield Path(temporary)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from made_corpus import ROOT, domains_of, write_corpus
-from prepare_memory import SETTINGS, SMALL_SETTINGS, make_project, place, run_stage
+from made_corpus import ROOT, domains_of, place, write_corpus
+from prepare_memory import SETTINGS, SMALL_SETTINGS, make_project, run_stage
 
 from pico.data.work import find_blocks
 from pico.files import read_json, sha256_file

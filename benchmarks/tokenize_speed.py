@@ -33,7 +33,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_corpus import ROOT, domains_of
+from made_corpus import ROOT, domains_of, place
 from ruamel.yaml import YAML
 
 from pico.data import wheels
@@ -188,8 +188,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All sides, in turn."""
-    with tempfile.TemporaryDirectory(prefix="tokenize-speed-", dir=Path.cwd()) as temporary:
-        folder = Path(temporary)
+    with place(None) as folder:
         corpus = write_documents(folder, options.megabytes, options.small)
         # Threads where a side has them; where it has processes, each works alone.
         threads = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(options.processes)}
