@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,12 @@ def test_other_settings_or_data_are_refused_by_name(undisturbed, tmp_path):
     assert differing_keys({"a": {"b": 1}}, {"a": {}}) == ["a.b: None in the checkpoint, 1 now"]
 
 
-def test_ctrl_c_saves_a_rescue_and_leaves(tmp_path, tokens):
+def test_ctrl_c_saves_a_rescue_and_leaves(tmp_path, tokens, request):
     spec = make_spec(steps=100_000)
+    # Where tests are started in the background of a shell, Ctrl-C is ignored.
+    request.addfinalizer(
+        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+    )
 
     def impatient() -> None:
         while not list(tmp_path.glob("pretrain/*/model/checkpoints/step_00000005")):
