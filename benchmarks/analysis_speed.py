@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pico.analysis.layer import Place, Row, Target, Task, measure_layer
+from pico.analysis.engine.layer import Place, Row, Target, Task, measure_layer
 from pico.checkpoint import Checkpoint, step_name, write_checkpoint
 from pico.spread import with_threads
 

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from pico.config import Source
-from pico.data import wheels
-from pico.data.sources import fetch_source
+from pico.data.sources import wheels
+from pico.data.sources.fetch import fetch_source
 
 EDITED, LIGHTLY = 0.35, 0.003
 ALIKE, SAME = 0.05, 0.01

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import flows  # noqa: F401  (sets the environment before Prefect is imported)
-from flows.lab import down, up
-from flows.prefect_session import prefect_session
-from flows.ray_session import ray_session
+from flows.lab.prefect_session import prefect_session
+from flows.lab.ray_session import ray_session
+from flows.lab.services import down, up
 from pico.spread import spread
 
 SPREADING = ("analyze", "benchmark")

@@ -22,14 +22,14 @@ import psutil
 from made_corpus import ROOT, domains_of, place, write_corpus
 from prepare_memory import SETTINGS, SMALL_SETTINGS, make_project, run_stage
 
-from pico.data.work import find_blocks
+from pico.data.preparation.work import find_blocks
 from pico.files import read_json, sha256_file
 
 PREPARE = """
 import json, os, sys
 from pathlib import Path
 from pico.config import load_params
-from pico.data.prepare import prepare
+from pico.data.preparation.pipeline import prepare
 workers, target = int(sys.argv[1]), Path(sys.argv[2])
 if workers > 1:
     import ray

@@ -3,9 +3,9 @@
 The same documents (benchmarks/made_corpus.py: text of pinned wheels, first as it is, then in edited copies), in the
 same Parquet files, with the same tokenizer (OLMo's, from its wheel) and as many processes, or threads, on each side:
 
-- ours_all: `pico.data.prepare` with the shipped settings: exact and near-duplicates dropped, text normalised and
-  filtered, ids checked to give back the text to the byte, documents and rows shuffled over the whole corpus, held-out
-  sets, shards, and beside them where each id came from.
+- ours_all: `pico.data.preparation.pipeline` with the shipped settings: exact and near-duplicates dropped, text
+  normalised and filtered, ids checked to give back the text to the byte, documents and rows shuffled over the whole
+  corpus, held-out sets, shards, and beside them where each id came from.
 - ours_same: the same without cleaning and near-duplicates, which the peer doesn't do. What can't be switched off is
   still done: exact duplicates, the check, both shuffles, held-out sets, the sidecar.
 - datasets: `datasets.map` in batches with the tokenizer's `encode_batch_fast`, EOS after each document; a second `map`
@@ -36,10 +36,10 @@ import pyarrow.parquet as pq
 from made_corpus import ROOT, domains_of, place
 from ruamel.yaml import YAML
 
-from pico.data import wheels
-from pico.data.tokenizer import EOS, save_tokenizer, train_bpe
+from pico.config import Cleaning, Packing, PretrainedTokenizer, Tokenizer, Wheel
+from pico.data.sources import wheels
+from pico.data.tokens.tokenizer import EOS, save_tokenizer, train_bpe
 from pico.files import write_json
-from pico.sections import Cleaning, Packing, PretrainedTokenizer, Tokenizer, Wheel
 
 SIDES = ("ours_all", "ours_same", "datasets", "encode_batch", "encode_batch_fast")
 TARGETS = {"datasets": 1.5, "encode_batch": 0.8}
@@ -104,7 +104,7 @@ def files(folder: Path) -> list[str]:
 
 def ours(folder: Path, out: Path, seq_len: int, processes: int, **cleaning: Any) -> int:
     """`prepare`, on Ray where there is more than one process; gives the tokens written."""
-    from pico.data.prepare import prepare
+    from pico.data.preparation.pipeline import prepare
 
     config = YAML(typ="safe").load(ROOT / "conf" / "config.yaml")
     none = Wheel(package="none", version="0", sha256="0" * 64)
@@ -174,7 +174,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
         import datasets  # noqa: F401 (not counted)
     elif options.processes > 1:
         import ray  # noqa: F401
-    import pico.data.prepare  # noqa: F401
+    import pico.data.preparation.pipeline  # noqa: F401
 
     with tempfile.TemporaryDirectory(dir=options.folder) as out:
         start = time.monotonic()

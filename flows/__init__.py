@@ -1,5 +1,5 @@
 """One thin module a stage. Importing the package prepares the environment, which must come before Prefect's import."""
 
-from flows.environment import prepare
+from flows.lab.environment import prepare
 
 prepare()

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flows.environment import live_forkserver, read_record
+from flows.lab.environment import live_forkserver, read_record
 
 STAGES = ("fetch", "fetch_benchmarks", "prepare", "validate", "pretrain", "analyze", "benchmark", "export", "report")
 COLD = ("fetch",)

@@ -11,10 +11,10 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.analysis.comparisons import other_runs
-from pico.analysis.engine import analysis_folder, analyze_run, find_checkpoints
-from pico.analysis.plugins import MetricFile, read_metric_files
-from pico.analysis.table import read_table
+from pico.analysis.engine.comparisons import other_runs
+from pico.analysis.engine.plugins import MetricFile, read_metric_files
+from pico.analysis.engine.run import analysis_folder, analyze_run, find_checkpoints
+from pico.analysis.engine.table import read_table
 from pico.behaviour.checkpoint import BehaviourTask, identity, measure_checkpoint
 from pico.behaviour.settings import BehaviourSettings
 from pico.checkpoint import Checkpoint

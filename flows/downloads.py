@@ -6,7 +6,7 @@ from typing import Any
 from prefect import task
 
 from pico.config import Wheel
-from pico.data import wheels
+from pico.data.sources import wheels
 
 RETRY_DELAYS = [2.0, 10.0]
 """Seconds before the second and the third try."""

@@ -8,7 +8,7 @@ from prefect import task
 from flows.downloads import RETRY_DELAYS, another_try_may_succeed, download
 from flows.stage import Stage, run
 from pico.config import PretrainedTokenizer, Source
-from pico.data import sources
+from pico.data.sources import fetch as sources
 from pico.files import publishing
 
 OUT = Path("data/documents")

@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect import task
 
-from flows import environment
+from flows.lab import environment
 from flows.stage import Stage, run
-from pico.data.prepare import prepare as prepare_tokens
+from pico.data.preparation.pipeline import prepare as prepare_tokens
 from pico.files import read_json, write_json
 
 DOCUMENTS, TOKENS, ACCOUNT = Path("data/documents"), Path("data/tokens"), Path("reports/data.json")

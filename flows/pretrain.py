@@ -11,11 +11,11 @@ from pico.checkpoint import MANIFEST, checkpoints, verify
 from pico.errors import PicoError
 from pico.files import publish, read_json, sha256_file, write_json
 from pico.train.curve import Curve, write_csv
-from pico.train.live import watched
-from pico.train.progress import Display
 from pico.train.run import pretrain as pretrain_model
 from pico.train.run import run_folder
 from pico.train.spec import RunSpec, run_spec
+from pico.watch.live import watched
+from pico.watch.progress import Display
 
 TOKENS = Path("data/tokens")
 PUBLISHED = "published.json"

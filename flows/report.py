@@ -7,7 +7,7 @@ from prefect import task
 
 from flows.stage import Stage, run
 from pico.config import Params
-from pico.report.data import Inputs, ModelPaths, Suite, gather, suite_metrics
+from pico.report.inputs.data import Inputs, ModelPaths, Suite, gather, suite_metrics
 
 DATA, REPORTS = Path("data"), Path("reports")
 
@@ -46,7 +46,7 @@ def write(suite: Suite) -> None:
     """The page and all tables."""
     # matplotlib lists the machine's fonts once and keeps the list; not in the user's home, which may be read-only.
     os.environ.setdefault("MPLCONFIGDIR", str(Path("runs", "report", "matplotlib").resolve()))
-    from pico.report.page import write_report  # imports matplotlib, so only now
+    from pico.report.pages.index import write_report  # imports matplotlib, so only now
 
     write_report(suite, REPORTS)
 

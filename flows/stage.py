@@ -96,7 +96,7 @@ class Stage:
 
     def ray(self) -> AbstractContextManager[None]:
         """A context in which Ray is up: that of RAY_ADDRESS, else the lab's, else one of this stage's own."""
-        from flows.ray_session import ray_session
+        from flows.lab.ray_session import ray_session
 
         return ray_session(Path.cwd())
 
@@ -150,7 +150,7 @@ def _parse(name: str) -> argparse.Namespace:
 def _reach_the_hub(name: str, params: Params) -> None:
     """Lifts Hugging Face's offline switch for the fetch stage of a hub source, unless the user has set it."""
     if name == "fetch" and any(source.kind == "hub" for source in params.corpus.sources):
-        from flows.environment import SET_BY_US
+        from flows.lab.environment import SET_BY_US
 
         if "HF_HUB_OFFLINE" in SET_BY_US:
             os.environ["HF_HUB_OFFLINE"] = "0"
@@ -174,8 +174,8 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
     from prefect.context import TagsContext
     from prefect.states import Failed
 
-    from flows.logs import shorten_tracebacks
-    from flows.prefect_session import prefect_session
+    from flows.lab.logs import shorten_tracebacks
+    from flows.lab.prefect_session import prefect_session
 
     failure: BaseException | None = None
 

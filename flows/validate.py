@@ -9,8 +9,8 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.data.data_docs import write_data_docs
-from pico.data.expectations import Checked, check, refuse
+from pico.data.gates.data_docs import write_data_docs
+from pico.data.gates.expectations import Checked, check, refuse
 from pico.files import publishing, read_json, write_json
 
 DOCUMENTS, TOKENS, BENCHMARKS = Path("data/documents"), Path("data/tokens"), Path("data/benchmarks")

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pico.config import Cleaning, Packing, Tokenizer
 from pico.files import write_json
-from pico.sections import Cleaning, Packing, Tokenizer
 
 BPE = Tokenizer(kind="bpe", vocab_size=300)
 

@@ -9,11 +9,11 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 # What outs are not a function of: settings are listed as params, and the rest moves bytes or processes about.
-INFRASTRUCTURE = {"pico.config", "pico.sections", "pico.errors", "pico.files", "pico.spread"}
+INFRASTRUCTURE = {"pico.config", "pico.errors", "pico.files", "pico.spread"}
 # Higher may import lower, never the other way; packages of one layer do not know each other.
 LAYERS = [
     {"pico.errors"},
-    {"pico.files", "pico.sections", "pico.spread"},
+    {"pico.files", "pico.config", "pico.spread"},
     {"pico.config"},
     {"pico.checkpoint"},
     {"pico.model", "pico.data"},

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the docstrings of pico/sections. A test keeps the two equal."""
+"""Writes docs/settings.md from the docstrings of pico/config. A test keeps the two equal."""
 
 from pathlib import Path
 from types import UnionType
@@ -14,7 +14,7 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every key of `params.yaml`, made from the docstrings of `pico/sections/` by `tools/settings_page.py`.",
+        "Every key of `params.yaml`, made from the docstrings of `pico/config/` by `tools/settings_page.py`.",
         "`params.yaml` is composed from `conf/`: `pico scale laptop` for plain `dvc repro`, or",
         "`dvc exp run -S scale=smoke -S optimizer.lr=0.001`. An unknown or mistyped key stops every stage, with the",
         "nearest right one named; `pico params` checks the file.",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pico.analysis import (
+from pico.analysis.metrics import (
     canonical,
     dynamics,
     features,
@@ -14,9 +14,9 @@ from pico.analysis import (
     sparsity,
     spectra,
 )
-from pico.analysis.matrix import Matrix
-from pico.analysis.registry import METRICS, Measurement, compute
-from pico.analysis.similarity import independence_null
+from pico.analysis.metrics.matrix import Matrix
+from pico.analysis.metrics.registry import METRICS, Measurement, compute
+from pico.analysis.metrics.similarity import independence_null
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,7 +37,8 @@ _REGISTERED = (
 
 
 def read_table(folder: Path) -> "pyarrow.Table":
-    """All rows of an analysed model (`data/analysis/MODEL/`), by step; see pico.analysis.table for the columns."""
-    from pico.analysis.table import read_table as read  # here, so that workers, which write no tables, need no pyarrow
+    """Returns all rows of an analysed model (`data/analysis/MODEL/`), by step. Columns: pico.analysis.engine.table."""
+    # Imported here, so that workers, which write no tables, need no pyarrow.
+    from pico.analysis.engine.table import read_table as read
 
     return read(folder)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pico.analysis.registry import Measurement
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.catalogue import listed, measured, undefined
 from pico.behaviour.predictions import predict
 from pico.behaviour.scorer import AttentionScorer, Scorer

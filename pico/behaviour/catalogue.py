@@ -1,8 +1,8 @@
 """The list of behavioural and landscape metrics, and how one of their values is made.
 
-The values are `pico.analysis.registry.Measurement`s, as in the rest of the analysis. Here `n` counts the samples behind
-a value (tokens, positions, prompts) and `p` is the width of what was looked at: the vocabulary for predictions, the row
-length for attention, the number of parameters for the landscape.
+The values are `pico.analysis.metrics.registry.Measurement`s, as in the rest of the analysis. Here `n` counts the
+samples behind a value (tokens, positions, prompts) and `p` is the width of what was looked at: the vocabulary for
+predictions, the row length for attention, the number of parameters for the landscape.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pico.analysis.registry import STATUSES, Measurement
+from pico.analysis.metrics.registry import STATUSES, Measurement
 
 BEHAVIOUR, LANDSCAPE = "behaviour", "landscape"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pico.analysis.layer import Row
+from pico.analysis.engine.layer import Row
 from pico.behaviour.measure import Compared, measure_behaviour, spread_evenly
 from pico.behaviour.ngrams import NGrams
 from pico.behaviour.settings import BehaviourSettings
 from pico.checkpoint import Checkpoint
-from pico.data.loader import TokenRows, heldout_rows
+from pico.data.tokens.loader import TokenRows, heldout_rows
 from pico.files import read_json, sha256_file
 from pico.model import Decoder, load_decoder
 

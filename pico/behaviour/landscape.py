@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pico.analysis.registry import Measurement
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.catalogue import LANDSCAPE, listed, measured, undefined
 from pico.behaviour.objective import Objective, flat
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pico.analysis.registry import Measurement
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.catalogue import listed, measured, undefined
 from pico.behaviour.predictions import Predictions, divergence
 from pico.behaviour.scorer import Scorer

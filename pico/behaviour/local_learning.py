@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pico.analysis.registry import Measurement
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.catalogue import LANDSCAPE, listed, measured, undefined
 from pico.behaviour.objective import Objective, add, flat, part_gradient
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pico.analysis.layer import Row
-from pico.analysis.registry import Measurement
+from pico.analysis.engine.layer import Row
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.attention import (
     HeadMeasurement,
     attention_entropy,
@@ -84,7 +84,7 @@ def measure_behaviour(
     exclude: tuple[int, ...] = (),
     settings: BehaviourSettings | None = None,
 ) -> list[Row]:
-    """Rows of the table (pico.analysis.table): component "model", data_type "behaviour" or "landscape".
+    """Rows of the table (pico.analysis.engine.table): component "model", data_type "behaviour" or "landscape".
 
     decoder: a Decoder, a Hugging Face causal LM or a Scorer. rows: held-out rows (n, seq + 1). training_rows: the first
     rows of training, in order, for memorisation and the landscape. ngrams: of the training rows, for frequency bins and

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pico.analysis.registry import Measurement
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.catalogue import listed, measured, undefined
 from pico.behaviour.predictions import predict
 from pico.behaviour.scorer import Scorer

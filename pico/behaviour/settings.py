@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from pico.analysis.registry import nearest
+from pico.analysis.metrics.registry import nearest
 from pico.behaviour import attention, landscape, likelihood, local_learning, memorisation  # noqa: F401 (they are listed)
 from pico.behaviour.catalogue import CATALOGUE
 from pico.behaviour.local_learning import Langevin
@@ -21,7 +21,7 @@ DEFAULT = tuple(name for name in NAMES if name not in OPTIONAL)
 
 
 def list_behaviour() -> list[dict[str, Any]]:
-    """Everything that `behaviour.metrics` may name, as rows like those of `pico.analysis.listing.list_metrics`."""
+    """Everything that `behaviour.metrics` may name, as rows like those of `list_metrics`."""
     return [
         {
             "name": name,

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pico.analysis.components import get_component
-from pico.analysis.engine import analysis_folder, analyze_run
-from pico.analysis.plugins import MetricFile, files_identity, load_metric_files
-from pico.analysis.registry import get_metric
-from pico.analysis.table import read_table
+from pico.analysis.engine.components import get_component
+from pico.analysis.engine.plugins import MetricFile, files_identity, load_metric_files
+from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.engine.table import read_table
+from pico.analysis.metrics.registry import get_metric
 from pico.capture.places import Place
 from pico.capture.run import Settings, captured_run, device
 from pico.errors import PicoError
@@ -48,7 +48,7 @@ def analyze_place(
     root: Path = Path("runs"),
     report: Report | None = None,
 ) -> Analysed:
-    """Captures what is needed, measures it, and writes `out/step_*.parquet` (see pico.analysis.table).
+    """Captures what is needed, measures it, and writes `out/step_*.parquet` (see pico.analysis.engine.table).
 
     Working state is below `root`: an interrupted analysis goes on there, and other metrics of the same checkpoints find
     their states captured. Raises PicoError for unknown names, for what cannot be read, and where `out` holds anything

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pico.analysis.layers import choose_layers
+from pico.analysis.engine.layers import choose_layers
 from pico.capture import published
 from pico.capture.architectures import KNOWN, architecture_of, shape_of
 from pico.capture.models import load_config, load_model

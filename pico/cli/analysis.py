@@ -11,7 +11,7 @@ from pico.cli.common import AsJson, Group, project_root
 from pico.errors import PicoError
 
 if TYPE_CHECKING:
-    from pico.analysis.plugins import MetricFile
+    from pico.analysis.engine.plugins import MetricFile
 
 app = typer.Typer(cls=Group)
 
@@ -23,8 +23,8 @@ Files = Annotated[
 @app.command()
 def metrics(file: Files = None, as_json: AsJson = False) -> None:
     """List all metrics: definition, valid inputs, what they compare with, source."""
-    from pico.analysis.listing import list_metrics
-    from pico.analysis.plugins import load_metric_files, read_metric_file
+    from pico.analysis.engine.listing import list_metrics
+    from pico.analysis.engine.plugins import load_metric_files, read_metric_file
     from pico.behaviour.settings import list_behaviour
 
     load_metric_files([*_metric_files_of_the_project(), *(read_metric_file(path) for path in file or [])])
@@ -66,11 +66,11 @@ def analyze(
 ) -> None:
     """Analyze anybody's checkpoints: a pico run, the published Pico layout, or a Hugging Face causal LM."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
-    from pico.analysis.plugins import read_metric_file
+    from pico.analysis.engine.plugins import read_metric_file
     from pico.capture.analysis import DEFAULT_METRICS, analyze_place
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
-    from pico.report.any_model import write_pictures
+    from pico.report.pages.any_model import write_pictures
 
     captured = tuple(modules.split(",")) if modules else MODULES
     if "residual" in components.split(","):
@@ -176,7 +176,7 @@ def _plain(text: str) -> Any:
 
 def _metric_files_of_the_project() -> "tuple[MetricFile, ...]":
     """Those that params.yaml names, where the current folder is in a project."""
-    from pico.analysis.plugins import read_metric_files
+    from pico.analysis.engine.plugins import read_metric_files
     from pico.config import load_params
 
     try:

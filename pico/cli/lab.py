@@ -19,8 +19,8 @@ app = typer.Typer(cls=Group)
 def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = None) -> None:
     """Start the lab, which all stages then share, on loopback: a Prefect server, a Ray head and a fork server."""
     root = project_root()
-    from flows.lab import up as start
-    from flows.ports import Ports
+    from flows.lab.ports import Ports
+    from flows.lab.services import up as start
 
     start(root, Ports(prefect_port, ray_port, dashboard_port))
     _show_status(root)
@@ -30,7 +30,7 @@ def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = 
 def down() -> None:
     """Stop the lab: what `pico up` started in this checkout, and nothing else."""
     root = project_root()
-    from flows.lab import down as stop
+    from flows.lab.services import down as stop
 
     stopped = stop(root)
     print(f"stopped: {', '.join(stopped)}" if stopped else "the lab was not up")
@@ -42,7 +42,7 @@ def status(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only set t
     root = project_root()
     if not quiet:
         _show_status(root)
-    from flows.lab import status as lab_status
+    from flows.lab.services import status as lab_status
 
     if None in lab_status(root).values():
         raise typer.Exit(3)
@@ -52,7 +52,7 @@ def status(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only set t
 def ui() -> None:
     """Show the address of Prefect's UI, and open it where there is a display."""
     root = project_root()
-    from flows.lab import status as lab_status
+    from flows.lab.services import status as lab_status
 
     url = lab_status(root)["prefect"]
     if url is None:
@@ -65,7 +65,7 @@ def ui() -> None:
 
 
 def _show_status(root: Path) -> None:
-    from flows.lab import status as lab_status
+    from flows.lab.services import status as lab_status
 
     labels = {"prefect": "Prefect UI", "ray": "Ray head", "dashboard": "Ray dashboard", "forkserver": "Fork server"}
     for name, address in lab_status(root).items():

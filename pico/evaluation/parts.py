@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pico.checkpoint import Checkpoint
-from pico.data.loader import heldout_rows
-from pico.data.tokenizer import load_tokenizer, tokenizer_meta
+from pico.data.tokens.loader import heldout_rows
+from pico.data.tokens.tokenizer import load_tokenizer, tokenizer_meta
 from pico.evaluation.answer import Answerer
 from pico.evaluation.perplexity import heldout_scores
 from pico.model import load_decoder

@@ -7,7 +7,7 @@ from torch import nn
 from pico.model import Decoder
 from pico.model.flops import count_parameters
 from pico.train.capture import captured_positions, chosen_layers
-from pico.train.keep import RESCUES_KEPT
+from pico.train.checkpoints import RESCUES_KEPT
 from pico.train.spec import RunSpec
 from pico.train.steps import checkpoint_steps
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pico.data.loader import TokenRows, batch_indices, heldout_rows
+from pico.data.tokens.loader import TokenRows, batch_indices, heldout_rows
 from pico.errors import PicoError
 from pico.train.spec import RunSpec
 

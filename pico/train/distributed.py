@@ -106,9 +106,9 @@ def _worker(settings: dict[str, Any]) -> None:
     import torch
 
     from pico.train.loop import train
-    from pico.train.progress import Teller
     from pico.train.spec import RunSpec
     from pico.train.world import World
+    from pico.watch.events import EventWriter
 
     context = ray.train.get_context()
     work = Path(settings["work"])
@@ -120,7 +120,7 @@ def _worker(settings: dict[str, Any]) -> None:
         torch.cuda.set_device(device)  # of this thread, too
     world = World(context.get_world_rank(), context.get_world_size(), device)
     outcome = work / f"outcome-{world.rank:05d}.json"
-    tell = Teller(work / "progress.jsonl")
+    tell = EventWriter(work / "progress.jsonl")
     tell({"worker": world.rank, "host": socket.gethostname(), "process": os.getpid()})
     try:
         finished = train(

@@ -19,9 +19,9 @@ from pico.model import Decoder
 from pico.model.flops import peak_flops, training_flops_per_token
 from pico.train.batches import Batches, micro_batches
 from pico.train.capture import capture_splits, chosen_layers
+from pico.train.checkpoints import Keeper, State, exclusive
 from pico.train.curve import Point, first_nonfinite
-from pico.train.keep import Keeper, State, exclusive
-from pico.train.optimizer import optimizer_tensors
+from pico.train.optimizers import optimizer_tensors
 from pico.train.parallel import restore, share
 from pico.train.prefetch import prefetched
 from pico.train.spec import RunSpec
@@ -35,7 +35,7 @@ FLUSH_STEPS = 10
 """The same for several processes, in steps, because all of them must do it at the same one."""
 
 Tell = Callable[[dict[str, Any]], None]
-"""Receives what is worth showing: {"step", "loss", ...}, {"capturing"} or {"warning"}; see pico.train.progress."""
+"""Receives what is worth showing: {"step", "loss", ...}, {"capturing"} or {"warning"}; see pico.watch.progress."""
 
 Dynamics = tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Mapping[str, str]]]
 """The files of learning_dynamics/ by name, and their metadata; see pico.train.capture.capture_splits."""

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pico.files import working_folder
-from pico.train.keep import exclusive
+from pico.train.checkpoints import exclusive
 from pico.train.loop import train
-from pico.train.progress import Follower, Teller
 from pico.train.spec import RunSpec, code_identity, identity
 from pico.train.world import World, choose_device
+from pico.watch.events import EventReader, EventWriter
 
 STOP_SECONDS = 120.0
 """How long a run that is asked to stop may take to save a rescue checkpoint."""
@@ -46,7 +46,7 @@ def pretrain(
 def _watched(spec: RunSpec, tokens: Path, work: Path, same: Mapping[str, Any], on_ray: bool, show: Show) -> Path:
     stop = work / "stop"
     stop.unlink(missing_ok=True)
-    follower = Follower(work / "progress.jsonl")
+    follower = EventReader(work / "progress.jsonl")
     result: dict[str, Any] = {}
     # Not Thread.join: an exception from a signal handler within it marks a running thread as ended (Python up to 3.12).
     over = threading.Event()
@@ -58,7 +58,7 @@ def _watched(spec: RunSpec, tokens: Path, work: Path, same: Mapping[str, Any], o
 
                 result["finished"] = train_on_ray(spec, tokens, work, same)
             else:
-                tell = Teller(work / "progress.jsonl")
+                tell = EventWriter(work / "progress.jsonl")
                 world = World(device=choose_device(spec.training.device))
                 result["finished"] = train(spec, tokens, work, same, world=world, stop=stop.exists, tell=tell)
         except BaseException as error:

@@ -12,7 +12,7 @@ class SpikeDetector:
     """Told the losses in order, says which of them is a spike.
 
     The baseline is the median of the last `window` losses, the deviation 1.4826 times their median absolute deviation,
-    as in `pico.analysis.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
+    as in `pico.analysis.metrics.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
     """
 
     def __init__(self, window: int = WINDOW, threshold: float = THRESHOLD) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pico.train.batches import micro_batches
-from pico.train.optimizer import make_optimizer
+from pico.train.optimizers import make_optimizer
 from pico.train.parallel import Whole
 from pico.train.schedules import learning_rate
 from pico.train.spec import RunSpec

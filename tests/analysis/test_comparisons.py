@@ -7,10 +7,10 @@ import pytest
 from synthetic_runs import write_run
 
 from pico.analysis import compute, read_table
-from pico.analysis.engine import analysis_folder, analyze_run
-from pico.analysis.kept import gram_factor
-from pico.analysis.matrix import Matrix
-from pico.analysis.registry import METRICS
+from pico.analysis.engine.kept import gram_factor
+from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.metrics.matrix import Matrix
+from pico.analysis.metrics.registry import METRICS
 from pico.checkpoint import checkpoints
 from pico.errors import PicoError
 

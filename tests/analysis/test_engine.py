@@ -9,8 +9,8 @@ import pytest
 from synthetic_runs import LAYERS, write_run
 
 from pico.analysis import METRICS, compute, read_table
-from pico.analysis.engine import analysis_folder, analyze_run
-from pico.analysis.table import IDENTITY, SCHEMA, write_table
+from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.engine.table import IDENTITY, SCHEMA, write_table
 from pico.errors import PicoError
 from pico.files import read_json, write_json
 

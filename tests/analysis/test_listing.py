@@ -3,7 +3,7 @@
 import inspect
 
 from pico.analysis import METRICS
-from pico.analysis.listing import list_metrics
+from pico.analysis.engine.listing import list_metrics
 from pico.files import canonical_json
 
 

@@ -10,13 +10,13 @@ import pytest
 from synthetic_runs import write_run
 
 from pico.analysis import METRICS, compute, read_table
-from pico.analysis.components import COMPONENTS
-from pico.analysis.engine import analyze_run
-from pico.analysis.plugins import files_identity, load_metric_files, read_metric_files
+from pico.analysis.engine.components import COMPONENTS
+from pico.analysis.engine.plugins import files_identity, load_metric_files, read_metric_files
+from pico.analysis.engine.run import analyze_run
 from pico.errors import PicoError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "custom-metrics.md"
-HEADER = "from pico.analysis.registry import metric\n\n\n"
+HEADER = "from pico.analysis.metrics.registry import metric\n\n\n"
 METRIC = '@metric(definition="d", source="s", types="W")\ndef {name}(x):\n    return {value}\n'
 
 
@@ -24,7 +24,7 @@ METRIC = '@metric(definition="d", source="s", types="W")\ndef {name}(x):\n    re
 def registers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test registers is gone after it."""
     before = dict(METRICS), dict(COMPONENTS)
-    monkeypatch.setattr("pico.analysis.plugins._loaded", {})
+    monkeypatch.setattr("pico.analysis.engine.plugins._loaded", {})
     yield
     for register, former in zip((METRICS, COMPONENTS), before, strict=True):
         register.clear()
@@ -105,7 +105,7 @@ def test_the_identity_is_of_the_text(tmp_path: Path) -> None:
         (HEADER + METRIC.format(name="per", value="1.0"), "'per' is registered already", 4),
         (HEADER + METRIC.format(name="mine", value="1.0").replace('"W"', '"Q"'), "KeyError", 4),
         (
-            "from pico.analysis.components import component\n\n\n@component\ndef simple(state):\n    yield\n",
+            "from pico.analysis.engine.components import component\n\n\n@component\ndef simple(state):\n    yield\n",
             "a component named 'simple' is registered already",
             4,
         ),
@@ -137,7 +137,7 @@ def test_what_a_metric_raises_or_gives_wrongly_is_named(tmp_path: Path) -> None:
 def test_what_a_component_raises_is_named(tmp_path: Path) -> None:
     load(
         tmp_path,
-        "from pico.analysis.components import Key, component\n\n\n@component\ndef mine(state):\n"
+        "from pico.analysis.engine.components import Key, component\n\n\n@component\ndef mine(state):\n"
         '    yield Key("mine", "weights", None, None, None), lambda: state.weights["nothing"]\n',
     )
     write_run(tmp_path / "run", steps=(0,))

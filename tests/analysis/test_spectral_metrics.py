@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from pico.analysis import Matrix, compute
-from pico.analysis.powerlaw import fit_power_law
-from pico.analysis.spectra import marchenko_pastur_edge
+from pico.analysis.metrics.powerlaw import fit_power_law
+from pico.analysis.metrics.spectra import marchenko_pastur_edge
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 P = load_file(GOLDEN / "metrics.safetensors")["P"].astype(np.float64)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pico.analysis.registry import STATUSES
-from pico.analysis.table import SCHEMA, read_table, write_table
+from pico.analysis.engine.table import SCHEMA, read_table, write_table
+from pico.analysis.metrics.registry import STATUSES
 from pico.behaviour import CATALOGUE
 from pico.behaviour.checkpoint import BehaviourTask, measure_checkpoint
 from pico.behaviour.local_learning import Langevin
@@ -18,8 +18,8 @@ from pico.behaviour.measure import Compared, measure_behaviour
 from pico.behaviour.ngrams import NGrams
 from pico.behaviour.settings import DEFAULT, NAMES, BehaviourSettings
 from pico.checkpoint import Checkpoint, write_checkpoint
-from pico.data.heldout import write_heldout
-from pico.data.packing import rows_array
+from pico.data.tokens.heldout import write_heldout
+from pico.data.tokens.packing import rows_array
 from pico.errors import PicoError
 from pico.files import write_json
 from pico.model import Decoder, load_decoder

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_documents import BPE, cleaning, made_up, packing, plain, write_documents
 
-from pico.data.cleaning import LETTER, character_kinds, clean, judge, normalised, profile
-from pico.data.prepare import prepare
-from pico.data.profiles import CONTROL
-from pico.data.survey import Fate
+from pico.data.gates.profiles import CONTROL
+from pico.data.preparation.cleaning import LETTER, character_kinds, clean, judge, normalised, profile
+from pico.data.preparation.pipeline import prepare
+from pico.data.preparation.sampling import Fate
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_documents import BPE, cleaning, made_up, packing, write_documents
 
-from pico.data.duplicates import Clusters, band_keys, bands_and_rows, buckets, signatures, similar_pairs
-from pico.data.prepare import prepare
+from pico.data.preparation.near_duplicates import (
+    Clusters,
+    band_keys,
+    bands_and_rows,
+    buckets,
+    signatures,
+    similar_pairs,
+)
+from pico.data.preparation.pipeline import prepare
 
 
 def edited(text, times, seed):

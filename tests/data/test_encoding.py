@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
-from pico.data.encoding import Encoder
-from pico.data.tokenizer import QWEN2_PATTERN, from_tiktoken, train_bpe
+from pico.data.tokens.encoding import Encoder
+from pico.data.tokens.tokenizer import QWEN2_PATTERN, from_tiktoken, train_bpe
 
 SAMPLE = [
     "the thing's in it, isn't it? I'LL say: 12x4 = 48;\r\n\tdef in_it(self):\n        return 'é' # ü ",
@@ -108,7 +108,7 @@ def test_a_part_of_a_table_is_encoded_as_such():
 
 
 def test_long_texts_are_cut_across_what_is_scanned_at_a_time(monkeypatch):
-    from pico.data import encoding
+    from pico.data.tokens import encoding
 
     for name in ("SCANNED", "AT_ONCE", "PIECES"):
         monkeypatch.setattr(encoding, name, 7)

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pico.config import HubDataset, Source
-from pico.data import hub, sources
-from pico.data.wheels import DownloadError
+from pico.data.sources import fetch as sources
+from pico.data.sources import hub
+from pico.data.sources.wheels import DownloadError
 from pico.errors import PicoError
 
 ROWS = {

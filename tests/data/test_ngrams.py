@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pico.data import ngrams
-from pico.data.near_duplicates import BANDS, PERMUTATIONS, Reference, signatures
-from pico.data.ngrams import Index, whole, words_of
-from pico.data.profiles import CLASSES, character_counts
+from pico.data.gates import ngrams
+from pico.data.gates.near_duplicates import BANDS, PERMUTATIONS, Reference, signatures
+from pico.data.gates.ngrams import Index, whole, words_of
+from pico.data.gates.profiles import CLASSES, character_counts
 
 WORDS = st.lists(st.sampled_from(["a", "b", "Cé", "don't", "“d”", "1,5", "\n"]), max_size=30).map(" ".join)
 

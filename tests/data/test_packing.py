@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.data.baseline import bits_per_byte, unigram_bits
-from pico.data.heldout import low_hashes, spread_evenly, target_bytes
-from pico.data.order import copies, mixture, order_keys
-from pico.data.packing import segments, shard_name, write_rows
-from pico.data.survey import halves
+from pico.data.preparation.sampling import halves
+from pico.data.preparation.shuffling import copies, mixture, order_keys
+from pico.data.preparation.unigram import bits_per_byte, unigram_bits
+from pico.data.tokens.heldout import low_hashes, spread_evenly, target_bytes
+from pico.data.tokens.packing import segments, shard_name, write_rows
 from pico.errors import PicoError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)

@@ -15,9 +15,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.data import reading
-from pico.data.readers import documents
-from pico.data.reading import File, unpacked_limit
+from pico.data.sources import reading
+from pico.data.sources.readers import documents
+from pico.data.sources.reading import File, unpacked_limit
 from pico.errors import PicoError
 
 TEXTS = ["Plain.", 'Two\nlines, with "quotes".', "Æøå — 中文 🙂", ""]

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from made_documents import made_up, packing, plain, write_documents
 from ruamel.yaml import YAML
 
-from pico.data import sources, wheels
-from pico.data.encoding import Encoder
-from pico.data.loader import TokenRows
-from pico.data.prepare import prepare
-from pico.data.tokenizer import EOS, TokenBytes, pretrained, save_tokenizer, spelled
-from pico.sections import Tokenizer
+from pico.config import Tokenizer
+from pico.data.preparation.pipeline import prepare
+from pico.data.sources import fetch as sources
+from pico.data.sources import wheels
+from pico.data.tokens.encoding import Encoder
+from pico.data.tokens.loader import TokenRows
+from pico.data.tokens.tokenizer import EOS, TokenBytes, pretrained, save_tokenizer, spelled
 
 ROOT = Path(__file__).parents[2]
 NASTY = [

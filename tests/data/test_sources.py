@@ -17,8 +17,8 @@ from made_documents import BPE, cleaning, made_up, packing
 from ruamel.yaml import YAML
 
 from pico.config import Corpus, PretrainedTokenizer, Source, Wheel
-from pico.data import sources
-from pico.data.prepare import prepare
+from pico.data.preparation.pipeline import prepare
+from pico.data.sources import fetch as sources
 from pico.errors import PicoError
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from made_documents import made_up
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from pico.data.encoding import Encoder
-from pico.data.tokenizer import (
+from pico.data.tokens.encoding import Encoder
+from pico.data.tokens.tokenizer import (
     EOS,
     from_tiktoken,
     load_tokenizer,
@@ -75,7 +75,7 @@ def test_saved_and_loaded_it_encodes_alike_and_still_takes_eos_for_text(tmp_path
 
 def test_training_does_not_depend_on_order_threads_or_process():
     program = (
-        "import hashlib, sys; from made_documents import made_up; from pico.data.tokenizer import train_bpe;"
+        "import hashlib, sys; from made_documents import made_up; from pico.data.tokens.tokenizer import train_bpe;"
         "texts = made_up(300, 7); texts = texts if sys.argv[1] == 'forward' else texts[::-1];"
         "print(hashlib.sha256(train_bpe(texts, 600).to_str().encode()).hexdigest())"
     )

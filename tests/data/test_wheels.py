@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.config import Wheel
-from pico.data import wheels
+from pico.data.sources import wheels
 from pico.errors import PicoError
 from pico.files import sha256_file
 

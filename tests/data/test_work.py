@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from pico.data.work import BATCH, Work, write_table
+from pico.data.preparation.work import BATCH, Work, write_table
 
 
 def test_a_sort_over_files_and_batches_is_in_order(tmp_path):

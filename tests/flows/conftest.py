@@ -27,7 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def prefect_url(lab: Path) -> str:
     """The address of the lab's Prefect."""
-    from flows.environment import live_prefect, read_record
+    from flows.lab.environment import live_prefect, read_record
 
     url = live_prefect(read_record(lab) or {})
     assert url is not None

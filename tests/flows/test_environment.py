@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import environment
+from flows.lab import environment
 
 
 @pytest.fixture

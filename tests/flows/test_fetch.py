@@ -19,7 +19,7 @@ from flows.fetch import fetch
 from flows.fetch_benchmarks import fetch_benchmarks
 from flows.stage import Stage
 from pico.config import Wheel, parse_params
-from pico.data.wheels import DownloadError
+from pico.data.sources.wheels import DownloadError
 from pico.errors import PicoError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from lab_project import REPOSITORY, clean_environment, make_project
 
-from flows.environment import live_forkserver
+from flows.lab.environment import live_forkserver
 
 pytestmark = pytest.mark.slow
 
 PROBE = """
 import json, os, sys
 loaded = sorted({"torch", "prefect"} & sys.modules.keys())  # before anything here imports them
-from flows.environment import LAB
+from flows.lab.environment import LAB
 print(json.dumps({"argv": sys.argv[1:], "folder": os.getcwd(), "loaded": loaded, "stdin": sys.stdin.read(),
                   "words": os.environ.get("DVC_WORDS"), "main": sys.modules["__main__"].__file__}), flush=True)
 import atexit, signal, time

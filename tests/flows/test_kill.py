@@ -22,10 +22,10 @@ from made_documents import made_up, write_documents
 from flows.scales import compose, write_params
 from pico.checkpoint import verify
 from pico.config import load_params
-from pico.data.prepare import prepare
+from pico.data.preparation.pipeline import prepare
 from pico.files import sha256_file
+from pico.train.checkpoints import exclusive
 from pico.train.curve import Curve
-from pico.train.keep import exclusive
 from pico.train.run import pretrain
 from pico.train.spec import run_spec
 

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from lab_project import make_project, run_python
 
-from flows.environment import LAB, read_record
-from flows.lab import down, status, up
-from flows.ports import Ports, is_free
-from flows.ray_session import ray_folder
+from flows.lab.environment import LAB, read_record
+from flows.lab.ports import Ports, is_free
+from flows.lab.ray_session import ray_folder
+from flows.lab.services import down, status, up
 from pico.errors import PicoError
 
 
@@ -63,7 +63,7 @@ def test_a_ray_of_its_own_goes_with_the_process_even_when_killed(project: Path) 
     script = """
 import os, signal, sys
 from pathlib import Path
-from flows.ray_session import ray_session
+from flows.lab.ray_session import ray_session
 with ray_session(Path.cwd()):
     import ray
     print(ray.get(ray.put(1)), ray.get_runtime_context().gcs_address.split(":")[0])

@@ -146,7 +146,7 @@ def servers(root: Path) -> list[psutil.Process]:
     """The Prefect servers that run in a project's folder."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        if "flows.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root):
+        if "flows.lab.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root):
             found.append(process)
     return found
 
@@ -178,7 +178,7 @@ def test_without_a_lab_a_stage_ends_promptly_and_leaves_no_server(project: Path,
 
 @pytest.mark.slow
 def test_a_stage_uses_the_ray_of_the_lab(lab: Path) -> None:
-    from flows.environment import read_record
+    from flows.lab.environment import read_record
 
     record = read_record(lab)
     assert record is not None

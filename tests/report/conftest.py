@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pico.config import Params, load_params
-from pico.report.data import Inputs, ModelPaths, Suite, gather
-from pico.report.page import render
+from pico.report.inputs.data import Inputs, ModelPaths, Suite, gather
+from pico.report.pages.index import render
 
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 100, 200)
 EVALUATED = (0, 4, 32, 200)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from test_report import BESIDE, check
 
-from pico.report.data import Inputs, Suite, gather
-from pico.report.data_page import dropped, further, render_data, steps
-from pico.report.page import draw
+from pico.report.inputs.data import Inputs, Suite, gather
+from pico.report.pages.data import dropped, further, render_data, steps
+from pico.report.pages.index import draw
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pico.report.data import Inputs, gather
-from pico.report.page import write_report
+from pico.report.inputs.data import Inputs, gather
+from pico.report.pages.index import write_report
 
 ROOT = Path(__file__).parents[2]
 

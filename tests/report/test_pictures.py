@@ -18,19 +18,19 @@ from synthetic_runs import write_run
 
 from pico.analysis import independence_null
 from pico.analysis.convergence import Settling
-from pico.analysis.engine import analyze_run
-from pico.report.any_model import write_pictures
-from pico.report.behaviour import scores_against_loss
-from pico.report.convergence import sentence
-from pico.report.data import Suite
-from pico.report.explorer import KEY, embedded, explorer_data, render_explorer
-from pico.report.figures import Figure, Painter, scaling
-from pico.report.measurements import read_dynamics
-from pico.report.nulls import null_level
-from pico.report.seeds import band, seed_bands, seed_groups
-from pico.report.sheets import write_sheets
-from pico.report.similarity import layer_squares, step_squares
-from pico.report.spectra import Spectra, _scaled
+from pico.analysis.engine.run import analyze_run
+from pico.report.figures.behaviour import scores_against_loss
+from pico.report.figures.charts import Figure, Painter, scaling
+from pico.report.figures.convergence import sentence
+from pico.report.figures.nulls import null_level
+from pico.report.figures.seeds import band, seed_bands, seed_groups
+from pico.report.figures.sheets import write_sheets
+from pico.report.figures.similarity import layer_squares, step_squares
+from pico.report.inputs.data import Suite
+from pico.report.inputs.measurements import read_dynamics
+from pico.report.inputs.spectra import Spectra, _scaled
+from pico.report.pages.any_model import write_pictures
+from pico.report.pages.explorer import KEY, embedded, explorer_data, render_explorer
 from tests.report.conftest import LAYERS, STEPS, analysis
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pico.errors import PicoError
-from pico.report.colours import ramp
-from pico.report.data import Inputs, Suite, gather, suite_metrics, suite_table
-from pico.report.figures import binned
-from pico.report.page import render, write_report
-from pico.report.plots import HEADERS, write_plots
+from pico.report.figures.charts import binned
+from pico.report.figures.colours import ramp
+from pico.report.figures.plots import HEADERS, write_plots
+from pico.report.inputs.data import Inputs, Suite, gather, suite_metrics, suite_table
+from pico.report.pages.index import render, write_report
 
 BESIDE = {"index.html", "explorer.html", "data.html", "data_docs/index.html"}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -228,7 +228,7 @@ def test_a_missing_out_is_named(make_inputs: Callable[..., Inputs], missing: str
 
 
 def test_ramps_darken_steadily_in_light_mode() -> None:
-    from pico.report.colours import LAYER_RAMPS, MODEL_RAMPS
+    from pico.report.figures.colours import LAYER_RAMPS, MODEL_RAMPS
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

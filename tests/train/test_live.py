@@ -12,7 +12,7 @@ import pytest
 from pico.config import Live
 from pico.errors import PicoError
 from pico.train.curve import Curve, Point
-from pico.train.live import watched
+from pico.watch.live import watched
 
 OFF = Live(dvclive=False)
 

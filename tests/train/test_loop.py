@@ -10,8 +10,8 @@ from pico.checkpoint import checkpoints
 from pico.config import LearningDynamics
 from pico.errors import PicoError
 from pico.train.batches import Batches, round_robin
+from pico.train.checkpoints import exclusive
 from pico.train.curve import write_csv
-from pico.train.keep import exclusive
 from pico.train.run import pretrain
 from pico.train.world import World
 
@@ -84,7 +84,7 @@ def test_rescues_are_written_between_and_only_two_are_kept(tmp_path, tokens):
 
 
 def test_a_run_is_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr("pico.train.keep.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("pico.train.checkpoints.LOCK_SECONDS", 0.1)
     with exclusive(tmp_path), pytest.raises(PicoError, match="another process"), exclusive(tmp_path):
         pass
     with exclusive(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from pico.config import Optimizer
 from pico.errors import PicoError
 from pico.model import Decoder, DecoderConfig
-from pico.train.optimizer import make_optimizer, optimizer_tensors
+from pico.train.optimizers import make_optimizer, optimizer_tensors
 from pico.train.parallel import Whole, restore
 from pico.train.world import World
 

@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from pico.train.progress import Display, Follower, Teller
 from pico.train.run import pretrain
+from pico.watch.events import EventReader, EventWriter
+from pico.watch.progress import Display
 
 from .conftest import make_spec
 
@@ -50,7 +51,7 @@ def test_the_events_of_a_real_run_are_shown_with_their_share_of_the_peak(tokens,
 
 def test_a_torn_line_is_passed_over_and_a_line_being_written_is_waited_for(tmp_path):
     path = tmp_path / "progress.jsonl"
-    follower = Follower(path)
+    follower = EventReader(path)
     assert follower.read() == []
     path.write_text('{"step": 1}\n{"st{"step": 2}\n{"step": 3}\n{"ste')
     assert follower.read() == [{"step": 1}, {"step": 3}]
@@ -60,4 +61,4 @@ def test_a_torn_line_is_passed_over_and_a_line_being_written_is_waited_for(tmp_p
 
 
 def test_an_event_that_cannot_be_written_is_dropped(tmp_path):
-    Teller(tmp_path / "no such folder" / "progress.jsonl")({"step": 1})
+    EventWriter(tmp_path / "no such folder" / "progress.jsonl")({"step": 1})

@@ -8,7 +8,7 @@ import pytest
 from gate_cases import QUESTION, SHORT
 from made_documents import BPE, made_up, packing, plain, small_corpus
 
-from pico.data.prepare import prepare
+from pico.data.preparation.pipeline import prepare
 
 
 def write_benchmarks(folder):

@@ -9,8 +9,8 @@ import pytest
 from gate_cases import QUESTION, checked, failed, gates_of, only_failure, rewrite, sha256, similar_pair, spoil_documents
 from made_documents import made_up
 
-from pico.data.data_docs import write_data_docs
-from pico.data.expectations import refuse
+from pico.data.gates.data_docs import write_data_docs
+from pico.data.gates.expectations import refuse
 from pico.errors import PicoError
 
 

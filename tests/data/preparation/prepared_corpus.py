@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from made_documents import BPE, cleaning, packing
 
-from pico.data.loader import TokenRows
-from pico.data.prepare import prepare as prepare_at
+from pico.data.preparation.pipeline import prepare as prepare_at
+from pico.data.tokens.loader import TokenRows
 
 
 def prepare(documents, target, **changes):

@@ -9,9 +9,9 @@ import pytest
 from made_documents import made_up, packing, small_corpus, write_documents
 from prepared_corpus import all_training_rows, contents, prepare, segments
 
-from pico.data.loader import heldout_rows
-from pico.data.tokenizer import EOS, load_tokenizer, token_bytes, tokenizer_meta
-from pico.sections import PretrainedTokenizer, Tokenizer
+from pico.config import PretrainedTokenizer, Tokenizer
+from pico.data.tokens.loader import heldout_rows
+from pico.data.tokens.tokenizer import EOS, load_tokenizer, token_bytes, tokenizer_meta
 
 
 def texts_of(documents, names):

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from made_documents import packing, plain, write_documents
 from prepared_corpus import all_training_rows, contents, prepare, segments
 
-from pico.data.loader import heldout_rows
-from pico.data.tokenizer import load_tokenizer
+from pico.config import Tokenizer
+from pico.data.tokens.loader import heldout_rows
+from pico.data.tokens.tokenizer import load_tokenizer
 from pico.errors import PicoError
-from pico.sections import Tokenizer
 
 
 def test_the_same_bytes_again_and_from_other_blocks(corpus, made, tmp_path):
@@ -101,8 +101,8 @@ def killed(function, corpus, target):
     module, name = function.rsplit(".", 1)
     program = (
         "import os, signal, sys, importlib; from pathlib import Path;"
-        "from made_documents import BPE, cleaning, packing; from pico.data.prepare import prepare;"
-        f"module = importlib.import_module('pico.data.{module}'); real = module.{name}; calls = []\n"
+        "from made_documents import BPE, cleaning, packing; from pico.data.preparation.pipeline import prepare;"
+        f"module = importlib.import_module('pico.data.preparation.{module}'); real = module.{name}; calls = []\n"
         "def counted(*arguments):\n"
         "    result = real(*arguments)\n"
         "    calls.append(1)\n"
@@ -117,7 +117,7 @@ def killed(function, corpus, target):
     return subprocess.run([sys.executable, "-c", program, str(corpus), str(target)], env=environment, check=False)
 
 
-@pytest.mark.parametrize("function", ["clean_blocks.clean_block", "token_blocks.tokenize_block", "shards.write_shard"])
+@pytest.mark.parametrize("function", ["filtering.clean_block", "tokenization.tokenize_block", "shards.write_shard"])
 def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(corpus, made, tmp_path, function, monkeypatch):
     target = tmp_path / "data" / "tokens"
     assert killed(function, corpus, target).returncode == -signal.SIGKILL
@@ -138,7 +138,7 @@ def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(corpus, made
 def test_workers_of_ray_give_the_same_bytes_as_this_process(made, tmp_path, workers):
     program = (
         "from pathlib import Path; import ray; from made_documents import BPE, cleaning, packing, small_corpus;"
-        "from pico.data.prepare import prepare;"
+        "from pico.data.preparation.pipeline import prepare;"
         "documents = small_corpus(Path('documents'));"
         f"ray.init(num_cpus={workers}, include_dashboard=False, log_to_driver=False);"
         "prepare(documents, Path('tokens'), tokenizer=BPE, cleaning=cleaning(), packing=packing(), vocab_size=300)"

@@ -4,7 +4,7 @@ import pytest
 from made_documents import BPE, cleaning, packing, small_corpus
 from rows_of_ids import fetched, prepared
 
-from pico.data.prepare import prepare as prepare_text
+from pico.data.preparation.pipeline import prepare as prepare_text
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 from made_documents import cleaning, packing
 
-from pico.data import sources
-from pico.data.loader import TokenRows
-from pico.data.prepare import prepare as prepare_text
-from pico.data.tokenizer import EOS
-from pico.sections import PretrainedTokenizer, Source, Tokenizer
+from pico.config import PretrainedTokenizer, Source, Tokenizer
+from pico.data.preparation.pipeline import prepare as prepare_text
+from pico.data.sources import fetch as sources
+from pico.data.tokens.loader import TokenRows
+from pico.data.tokens.tokenizer import EOS
 
 ROW = 17
 WHEEL = {"package": "p", "version": "1", "sha256": "0" * 64}

@@ -13,15 +13,16 @@ import pytest
 from made_documents import BPE, made_up, packing, plain, write_documents
 from rows_of_ids import ROW, all_rows, fetched, prepared, source
 
-from pico.data import row_blocks, sources
-from pico.data.loader import heldout_rows
-from pico.data.lookup import Course, find_text, show_step
-from pico.data.packing import write_rows
-from pico.data.prepare import prepare as prepare_text
-from pico.data.tokenizer import EOS, load_tokenizer
+from pico.config import HubDataset, Source
+from pico.data.preparation import token_rows as row_blocks
+from pico.data.preparation.pipeline import prepare as prepare_text
+from pico.data.sources import fetch as sources
+from pico.data.tokens.loader import heldout_rows
+from pico.data.tokens.lookup import Course, find_text, show_step
+from pico.data.tokens.packing import write_rows
+from pico.data.tokens.tokenizer import EOS, load_tokenizer
 from pico.errors import PicoError
 from pico.files import read_json, sha256_file
-from pico.sections import HubDataset, Source
 
 
 def contents(folder):
@@ -163,18 +164,18 @@ def test_what_we_write_is_read_by_datasets_with_the_published_columns(made, tmp_
 
 @pytest.mark.parametrize("function", ["index_rows", "keep_block", "lay_block"])
 def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(published, made, tmp_path, function, monkeypatch):
-    monkeypatch.setattr("pico.data.token_rows.ROW_GROUP_IDS", ROW * 300)  # of ROWS rows at least
-    monkeypatch.setattr("pico.data.token_rows.ROWS", 100)
+    monkeypatch.setattr("pico.data.sources.token_rows.ROW_GROUP_IDS", ROW * 300)  # of ROWS rows at least
+    monkeypatch.setattr("pico.data.sources.token_rows.ROWS", 100)
     documents = fetched(published, tmp_path)
     blocks = pq.ParquetFile(documents / "ready.parquet").num_row_groups
     assert blocks > 3
     program = (
-        "import os, signal; from pathlib import Path; from pico.data import row_blocks; import rows_of_ids\n"
-        f"real, calls = row_blocks.{function}, []\n"
+        "import os, signal; from pathlib import Path; from pico.data.preparation import token_rows; import rows_of_ids\n"
+        f"real, calls = token_rows.{function}, []\n"
         "def counted(*arguments):\n"
         "    real(*arguments); calls.append(1)\n"
         "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"row_blocks.{function} = counted\n"
+        f"token_rows.{function} = counted\n"
         "rows_of_ids.prepared(Path('documents').resolve())\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -6,11 +6,11 @@ import pytest
 from made_documents import BPE, made_up, packing, plain, write_documents
 from rows_of_ids import LIMITS, QUESTION, all_rows, fetched, prepared
 
-from pico.data.data_docs import write_data_docs
-from pico.data.expectations import check, refuse
-from pico.data.prepare import prepare as prepare_text
-from pico.data.tokenizer import load_tokenizer
-from pico.sections import Gates
+from pico.config import Gates
+from pico.data.gates.data_docs import write_data_docs
+from pico.data.gates.expectations import check, refuse
+from pico.data.preparation.pipeline import prepare as prepare_text
+from pico.data.tokens.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from made_documents import packing
 from rows_of_ids import ROW, all_rows, fetched, prepared, table
 
-from pico.data.packing import write_rows
+from pico.data.tokens.packing import write_rows
 from pico.errors import PicoError
 
 
@@ -46,7 +46,7 @@ def with_row(rows, number, row):
     ],
 )
 def test_what_is_no_row_of_ids_is_refused_with_file_and_row(published, tmp_path, change, message, monkeypatch):
-    monkeypatch.setattr("pico.data.reading.SMALL", 2**24)
+    monkeypatch.setattr("pico.data.sources.reading.SMALL", 2**24)
     folder = spoilt(published, tmp_path, change)
     with pytest.raises(PicoError, match=message) as raised:
         fetched(published, tmp_path, folder)

@@ -1,0 +1,155 @@
+"""What every process of the project is given before Prefect, Ray or Hugging Face are imported: off switches and places.
+
+Only the standard library is imported here, because `flows/__init__.py` calls `prepare` first thing in every stage.
+"""
+
+import http.client
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+LAB = Path("runs/lab")
+"""Where the lab of a checkout keeps its records, token, logs and Prefect's database; relative to the project's root."""
+
+SWITCHES = {
+    # Nothing leaves the machine.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    # DVC is the only cache.
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": "false",
+    "PREFECT_TASKS_DEFAULT_NO_CACHE": "true",
+    "PREFECT_TASKS_DISABLE_CACHING": "true",
+    # flows/lab/prefect_session.py starts a server where there is none; anything else that would is given time.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    # The rest is for quiet terminals and idle processors.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_metrics_collection": "0",
+    # Workers would run at niceness 15. Two threads that train wait all the time for the one that shares its core with
+    # anything else: beside one busy process it keeps a fourth of its speed at niceness 0, a thirteenth at 15.
+    "RAY_worker_niceness": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody is served whom a stopping node would have to wait for; 30 s
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+}
+"""Each is set unless the user has set it."""
+
+SET_BY_US: set[str] = set()
+"""Those switches that the user had not set when this process began."""
+
+
+def prepare(root: Path | None = None) -> None:
+    """Sets the environment of this process and its children. Call it before Prefect is imported.
+
+    Whatever the user has set stands. In a folder that is no project (it has no params.yaml) only the switches are set.
+    """
+    root = (root or Path.cwd()).resolve()
+    for name, value in SWITCHES.items():
+        if name not in os.environ:
+            SET_BY_US.add(name)
+            os.environ[name] = value
+    if not (root / "params.yaml").is_file():
+        return
+    os.environ.setdefault("PREFECT_HOME", str(root / LAB / "prefect"))
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    _avoid_home(root)
+    if "PREFECT_API_URL" not in os.environ and (lab := read_record(root)) and (url := live_prefect(lab)):
+        os.environ["PREFECT_API_URL"] = url
+    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for all its name: Ray then listens on loopback alone
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(ray_token(root))
+
+
+def _avoid_home(root: Path) -> None:
+    """Moves caches into runs/ where the home folder cannot be written, as in many containers and batch systems."""
+    os.environ.setdefault("HF_DATASETS_CACHE", str(root / "runs/cache/datasets"))
+    home = os.environ.get("HOME", "")
+    if home and os.access(home, os.W_OK | os.X_OK):
+        return
+    for name, place in (("HF_HOME", "huggingface"), ("MPLCONFIGDIR", "matplotlib"), ("XDG_CACHE_HOME", "xdg")):
+        os.environ.setdefault(name, str(root / "runs/cache" / place))
+
+
+def ray_token(root: Path) -> Path:
+    """The file with the token of this checkout's Ray, made when missing and readable by its owner only."""
+    path = root / LAB / "ray_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path
+    with open(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def read_record(root: Path) -> dict[str, Any] | None:
+    """The lab's record, or None where no lab was started here or its record cannot be read."""
+    try:
+        record = json.loads((root / LAB / "lab.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def live_prefect(record: dict[str, Any]) -> str | None:
+    """The API address of the recorded Prefect server, if its process is the recorded one and it answers."""
+    entry = record.get("prefect")
+    if not entry or not same_process(entry) or not answers_http(entry["port"], "/api/health"):
+        return None
+    return f"http://127.0.0.1:{entry['port']}/api"
+
+
+def live_ray(record: dict[str, Any]) -> str | None:
+    """The address of the recorded Ray head, if its process is the recorded one and its port is open."""
+    entry = record.get("ray")
+    if not entry or not same_process(entry) or not is_open(entry["port"]):
+        return None
+    return f"127.0.0.1:{entry['port']}"
+
+
+def live_forkserver(record: dict[str, Any]) -> str | None:
+    """The socket of the recorded fork server, if its process is the recorded one."""
+    entry = record.get("forkserver")
+    return entry["socket"] if entry and same_process(entry) else None
+
+
+def same_process(entry: dict[str, Any]) -> bool:
+    """Whether the process `entry["pid"]` runs and is the one that was recorded, not a later one of the same number."""
+    import psutil
+
+    try:
+        process = psutil.Process(entry["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - entry["started"]) < 1
+    except psutil.Error:
+        return False
+
+
+def is_open(port: int) -> bool:
+    """Whether something listens on 127.0.0.1:port."""
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers_http(port: int, path: str) -> bool:
+    """Whether 127.0.0.1:port answers GET `path` with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,247 @@
+"""The lab of a checkout: what stays up between stages, on loopback: a Prefect server, a Ray head and a fork server."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flows.lab.environment import (
+    LAB,
+    SWITCHES,
+    answers_http,
+    is_open,
+    live_forkserver,
+    live_prefect,
+    live_ray,
+    ray_token,
+    read_record,
+    same_process,
+)
+from flows.lab.ports import ANY_PORTS, Ports, choose_ports
+from flows.lab.prefect_server import server_command, server_environment
+from flows.lab.prefect_session import START_SECONDS, any_free_port
+from flows.lab.ray_session import OBJECT_STORE_BYTES, ray_folder
+from pico.errors import PicoError
+from pico.files import write_json
+
+STOP_SECONDS = 15
+"""How long a service may take to end before it is killed."""
+Record = dict[str, Any]
+"""What is known of a service, or by service name of all of them: process, ports, places."""
+LIVE = {"prefect": live_prefect, "ray": live_ray, "forkserver": live_forkserver}
+"""The services in the order in which they start: each with what gives its address if it is up."""
+
+
+def up(root: Path, ports: Ports = ANY_PORTS) -> Record:
+    """Starts what of the lab is not up, side by side, and gives its record; what is up already stays as it is.
+
+    Raises PicoError where a port that was asked for is taken, or a service ends or stays silent; then everything that
+    this call started is stopped again.
+    """
+    root = _project(root)
+    with _locked(root):
+        record = read_record(root) or {}
+        missing = [name for name, live in LIVE.items() if not live(record)]
+        if "prefect" in missing and "forkserver" not in missing:  # it has the old server's address
+            missing.append("forkserver")
+        if not missing:
+            return record
+        _stop(root, record, missing)  # a stale record, or one that hangs
+        chosen = choose_ports(ports, missing)
+        started: dict[str, subprocess.Popen] = {}
+        try:
+            # The fork server comes last: its imports, some 10 s of CPU time, are wanted by the second stage only.
+            for names in ([name for name in missing if name != "forkserver"], ["forkserver"]):
+                for name in set(names) & set(missing):
+                    started[name], record[name] = START[name](root, chosen, record)
+                    write_json(root / LAB / "lab.json", record)  # at once, so that a half-started lab can be stopped
+                _await_health(root, record, started)
+        except BaseException:
+            _stop(root, record, list(started))
+            raise
+    return record
+
+
+def down(root: Path) -> list[str]:
+    """Stops what `up` started in this checkout and nothing else; gives the names of what was running."""
+    root = _project(root)
+    with _locked(root):
+        record = read_record(root) or {}
+        return _stop(root, record, list(LIVE))
+
+
+def status(root: Path) -> dict[str, str | None]:
+    """The addresses of what is up and answers: `prefect`, `ray`, `dashboard`, `forkserver`; None for what is not."""
+    record = read_record(_project(root)) or {}
+    api, ray = live_prefect(record), live_ray(record)
+    return {
+        "prefect": api and api.removesuffix("/api"),
+        "ray": ray,
+        "dashboard": ray and f"http://127.0.0.1:{record['ray']['dashboard']}",
+        "forkserver": live_forkserver(record),
+    }
+
+
+def _project(root: Path) -> Path:
+    root = root.resolve()
+    if not (root / "params.yaml").is_file():
+        raise PicoError(
+            "this folder is no Pico project: it has no params.yaml", where=str(root), mend="cd to your clone"
+        )
+    return root
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """One `up` or `down` at a time in a checkout; the lock is freed by the system if the process dies."""
+    folder = root / LAB
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "w")  # noqa: SIM115 - held until the end of the with
+    except OSError as error:
+        raise PicoError(f"cannot write {folder}: {error.strerror}", mend="make it writable") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """What the services are given: the switches and this lab's places, and no address of another Prefect or Ray."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "RAY_ADDRESS")}
+    return {**SWITCHES, **inherited, **more}
+
+
+def _start_prefect(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
+    port = ports["prefect"]
+    home = root / LAB / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    for old in home.glob("ui-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    environment = _environment(**server_environment(home, port))
+    process, entry = _spawn(root, "prefect", server_command(port), environment)
+    return process, {**entry, "port": port}
+
+
+def _start_ray(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
+    folder = ray_folder(root, "lab")
+    (folder / "ray_current_cluster").unlink(missing_ok=True)  # Ray writes it once it is ready
+    environment = _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(ray_token(root)))
+    environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for all its name: Ray then listens on loopback alone
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address", "127.0.0.1", "--port", str(ports["ray"])),
+        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports["dashboard"])),
+        # Ports that Ray would take for itself, and on which the Ray of another clone would run into this one.
+        *("--ray-client-server-port", str(any_free_port()), "--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--dashboard-agent-listen-port", str(any_free_port()), "--no-monitor"),  # one machine: nothing to autoscale
+        *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(folder)),
+    ]
+    process, entry = _spawn(root, "ray", command, environment)
+    return process, {**entry, "port": ports["ray"], "dashboard": ports["dashboard"], "folder": str(folder)}
+
+
+def _start_forkserver(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
+    """With the very environment that the stages will have, so that what it imports is what they would import."""
+    path = ray_folder(root, "fork") / "socket"
+    environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{record['prefect']['port']}/api"}
+    process, entry = _spawn(
+        root, "forkserver", [sys.executable, "-m", "flows.lab.forkserver", "--socket", str(path)], environment
+    )
+    return process, {**entry, "socket": str(path), "folder": str(path.parent)}
+
+
+START = {"prefect": _start_prefect, "ray": _start_ray, "forkserver": _start_forkserver}
+
+
+def _spawn(root: Path, name: str, command: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen, Record]:
+    """Starts a service in a session of its own, so that Ctrl-C in a terminal does not reach it; logs to runs/lab."""
+    import psutil
+
+    with open(root / LAB / f"{name}.log", "wb") as log:
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    return process, {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+
+
+def _await_health(root: Path, record: Record, started: dict[str, subprocess.Popen]) -> None:
+    """Waits until all that was started answers. Raises PicoError with the log's end if one ends or stays silent."""
+    deadline = time.monotonic() + START_SECONDS
+    waiting = dict(started)
+    while waiting:
+        for name, process in list(waiting.items()):
+            if _is_healthy(name, record[name]):
+                del waiting[name]
+            elif process.poll() is not None:
+                raise _failure(root, name, f"ended with status {process.returncode} while starting")
+            elif time.monotonic() > deadline:
+                raise _failure(root, name, f"did not answer within {START_SECONDS} seconds")
+        time.sleep(0.1)
+
+
+def _is_healthy(name: str, entry: Record) -> bool:
+    if name == "prefect":
+        return answers_http(entry["port"], "/api/health")
+    if name == "forkserver":  # it listens first; who comes before it has imported everything waits
+        return Path(entry["socket"]).exists()
+    return Path(entry["folder"], "ray_current_cluster").exists() and is_open(entry["port"])
+
+
+def _failure(root: Path, name: str, what: str) -> PicoError:
+    log = root / LAB / f"{name}.log"
+    last = log.read_text(errors="replace").strip().splitlines()[-8:]
+    return PicoError(
+        "\n".join([f"{name} {what}; its log ends:", *(f"    {line}" for line in last)]),
+        where=str(log),
+        mend="mend what it says, then: pico up",
+    )
+
+
+def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
+    """Ends recorded services with all their processes and forgets them; gives the names of those that were running."""
+    import psutil
+
+    entries = {name: record.pop(name) for name in names if name in record}
+    running = {name: psutil.Process(entry["pid"]) for name, entry in entries.items() if same_process(entry)}
+    processes = [process for main in running.values() for process in (main, *main.children(recursive=True))]
+    _signal(running.values(), signal.SIGTERM)  # Ray's and Prefect's main processes end their own
+    psutil.wait_procs(running.values(), timeout=STOP_SECONDS)
+    folders = [entry["folder"] for entry in entries.values() if "folder" in entry]
+    processes += _left_in(folders)  # Ray's, whose parent may have been killed
+    _signal(processes, signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=STOP_SECONDS)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    path = root / LAB / "lab.json"
+    if record:
+        write_json(path, record)
+    else:
+        path.unlink(missing_ok=True)
+    return list(running)
+
+
+def _left_in(folders: list[str]) -> list:
+    """This user's processes whose command line names one of the lab's own folders."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["uids", "cmdline"]):
+        uids, words = process.info["uids"], process.info["cmdline"] or []
+        if uids and uids.real == os.getuid() and any(folder in word for word in words for folder in folders):
+            found.append(process)
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def _signal(processes: Iterable, number: int) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            process.send_signal(number)

@@ -1,0 +1,122 @@
+"""Metrics of one matrix's singular values and norms. One spectrum per matrix feeds them all; see `Matrix.spectrum`."""
+
+import numpy as np
+from scipy.special import xlogy
+
+from pico.analysis.metrics.matrix import Array, Matrix
+from pico.analysis.metrics.registry import Undefined, metric
+
+
+def nonzero_spectrum(x: Matrix) -> Array:
+    """The singular values of `x.unit`, descending. Raises Undefined("zero") where all are 0."""
+    if x.spectrum[0] == 0:
+        raise Undefined("zero")
+    return x.spectrum
+
+
+@metric(
+    definition="exp(-sum p ln p), p = s / sum s", source="Roy & Vetterli 2007 (EUSIPCO)", types="AWG", spectral=True
+)
+def effective_rank(x: Matrix) -> float:
+    """The number of equal singular values that would have the same entropy."""
+    spectrum = nonzero_spectrum(x)
+    share = spectrum / spectrum.sum()
+    return float(np.exp(-xlogy(share, share).sum()))  # xlogy: 0 ln 0 = 0
+
+
+@metric(
+    definition="effective rank / structural rank (min(n, p), or fewer where the factors allow fewer)",
+    source="Diehl Martinez et al. 2024, arXiv 2410.11451",
+    types="AWG",
+    spectral=True,
+)
+def per(x: Matrix) -> float:
+    """Proportional effective rank: 1 where all directions that are possible are equally strong."""
+    return effective_rank(x) / x.largest_rank
+
+
+@metric(
+    definition="effective rank / min(n, p), also where the matrix is a product that cannot have that rank",
+    source="Diehl Martinez et al. 2024, arXiv 2410.11451",
+    types="AWG",
+    spectral=True,
+)
+def per_min_dim(x: Matrix) -> float:
+    """Proportional effective rank over the smaller side, as published; `per` is over the structural rank."""
+    return effective_rank(x) / min(x.n, x.p)
+
+
+@metric(
+    definition="|X|_F^2 / s_1^2", source="Rudelson & Vershynin 2007, arXiv math/0503442", types="AWG", spectral=True
+)
+def stable_rank(x: Matrix) -> float:
+    """A rank that tiny singular values do not change."""
+    spectrum = nonzero_spectrum(x)
+    return float(np.sum((spectrum / spectrum[0]) ** 2))
+
+
+@metric(definition="(sum l)^2 / sum l^2, l = s^2", source="Gao et al. 2017, bioRxiv 214262", types="AWG", spectral=True)
+def participation_ratio(x: Matrix) -> float:
+    """The number of directions among which variance is shared."""
+    power = (nonzero_spectrum(x) / x.spectrum[0]) ** 2
+    return float(power.sum() ** 2 / np.sum(power**2))
+
+
+@metric(definition="s_1 / s_r over the numerical rank r", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+def condition_number(x: Matrix) -> tuple[float, str]:
+    """Largest over smallest singular value that is not rounding noise; where there is such, `rank_deficient`."""
+    spectrum = nonzero_spectrum(x)
+    return float(spectrum[0] / spectrum[x.rank - 1]), "ok" if x.rank == x.largest_rank else "rank_deficient"
+
+
+def marchenko_pastur_edge(n: int, p: int) -> float:
+    """The share of sum l at which the spectrum of n x p independent entries of mean 0 ends: (1/sqrt n + 1/sqrt p)^2.
+
+    That is the edge sigma^2 (sqrt n + sqrt p)^2 with the entries' variance sigma^2 estimated as their mean square,
+    sum l / (n p). Source: Marchenko & Pastur 1967.
+    """
+    return (n**-0.5 + p**-0.5) ** 2
+
+
+@metric(
+    definition="sum of l over the Marchenko-Pastur edge v (sqrt n + sqrt p)^2 / sum l; l = s^2, v = |X|_F^2 / (n p) "
+    "the entries' mean square; Gaussian about 0 (l_1 may pass the edge by its own small fluctuation)",
+    source="Marchenko & Pastur 1967; Martin & Mahoney 2021, arXiv 1810.01075",
+    types="AWG",
+    spectral=True,
+)
+def mp_excess(x: Matrix) -> float:
+    """The share of the matrix's energy in directions stronger than independent entries of its variance would give."""
+    energy = (nonzero_spectrum(x) / x.spectrum[0]) ** 2
+    over = energy > marchenko_pastur_edge(x.n, x.p) * energy.sum() * (1 + 1e-9)  # not by rounding alone
+    return float(energy[over].sum() / energy.sum())
+
+
+@metric(definition="s_1", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+def spectral_norm(x: Matrix) -> float:
+    """The largest singular value."""
+    return x.scaled(x.spectrum[0])
+
+
+@metric(definition="sum s", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+def nuclear_norm(x: Matrix) -> float:
+    """The sum of the singular values."""
+    return x.scaled(x.spectrum.sum())
+
+
+@metric(definition="sqrt(sum x_ij^2)", source="Golub & Van Loan 2013", types="AWG")
+def frobenius_norm(x: Matrix) -> float:
+    """The length of the matrix as one long vector."""
+    return x.scaled(float(np.sqrt(x.energy)))
+
+
+@metric(definition="max |x_ij|", source="Golub & Van Loan 2013", types="AWG")
+def max_abs(x: Matrix) -> float:
+    """The largest entry."""
+    return float(np.max(np.abs(x.values)))
+
+
+@metric(definition="max_i sum_j |x_ij|", source="Golub & Van Loan 2013", types="AWG")
+def inf_operator_norm(x: Matrix) -> float:
+    """The operator norm from l_inf to l_inf: the largest absolute row sum."""
+    return float(np.max(np.sum(np.abs(x.values), axis=1)))

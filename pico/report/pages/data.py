@@ -1,0 +1,129 @@
+"""reports/data.html: where the documents come from, what became of them, and what they are; one file, offline."""
+
+import re
+from typing import Any
+
+from pico.report.figures import colours
+from pico.report.figures.charts import Figure, Painter
+from pico.report.figures.corpus import median_length
+from pico.report.inputs.data import Suite
+from pico.report.pages.rendering import environment
+
+NAMES = {
+    "duplicates_dropped": "exact duplicates",
+    "sampled_out": "beyond the domain's share",
+    "short": "too short",
+    "long": "too long",
+    "control": "too many control characters",
+    "letters": "too few letters and digits",
+    "language": "other languages",
+    "cleaned_duplicate": "equal after cleaning",
+    "near_duplicate": "near-duplicates",
+}
+"""Reasons for which documents are dropped, in words; others are shown by their keys."""
+FURTHER = (
+    ("changed_by_cleaning", "Texts changed by cleaning"),
+    ("repetitions", "Repetitions in training"),
+    ("bytes_read", "Bytes fetched"),
+    ("bytes", "Bytes used"),
+    ("tokens", "Tokens"),
+    ("bytes_per_token", "Bytes per token"),
+    ("train_tokens", "Training tokens"),
+    ("heldout_tokens", "Held-out tokens"),
+    ("heldout_rows", "Held-out rows scored"),
+    ("tinsy_rows", "Of them for learning dynamics"),
+)
+"""Other counts of provenance.json that are shown where they are there."""
+UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that a page cannot hold, or that would turn the text around them."""
+
+
+def render_data(suite: Suite, painter: Painter, figures: list[Figure]) -> str:
+    """The page as HTML."""
+    profile = suite.profile.get("domains", {})
+    width = 2 ** (1 / suite.profile.get("length_bins_per_octave", 1))
+    return environment().get_template("data.html.j2").render(
+        suite=suite,
+        params=suite.params,
+        light=colours.variables("light", len(suite.models), painter.layers),
+        dark=colours.variables("dark", len(suite.models), painter.layers),
+        figures={figure.key: figure for figure in figures},
+        legend=lambda it: [(painter.colours[e.colour], e.sign, e.label) for e in painter.legend(it)],
+        domains=sorted(suite.provenance.get("domains", {})),
+        steps=steps(suite.provenance),
+        further=further(suite.provenance),
+        profile=dict(sorted(profile.items())),
+        medians={name: round(median_length(entry, width)) for name, entry in profile.items() if entry["lengths"]},
+        classes=[kind for kind in next(iter(profile.values()), {"characters": {}})["characters"] if kind != "all"],
+        samples={name: [seen(one["text"]) for one in entry["samples"]] for name, entry in sorted(profile.items())},
+        gates=[gate for gate in suite.gates if str(gate.get("gate", "")).startswith("documents.")],
+    )  # fmt: skip
+
+
+def dropped(entry: dict[str, Any]) -> dict[str, int]:
+    """Documents of an entry of provenance.json that are not used, by reason, in the order of NAMES.
+
+    Any count named `..._dropped` or `..._out` is one, but those of tokens and rows; and all in `dropped`.
+    """
+    found = {
+        key: value
+        for key, value in entry.items()
+        if isinstance(value, int) and re.fullmatch(r"(?!tail_|heldout_).*(_dropped|_out)", key)
+    }
+    found |= entry.get("dropped", {})
+    order = list(NAMES)
+    return {key: found[key] for key in sorted(found, key=lambda key: (key not in order, order.index(key) if key in order
+                                                                      else 0, key))}  # fmt: skip
+
+
+def steps(provenance: dict[str, Any]) -> list[tuple[str, dict[str, int], str]]:
+    """(what, documents by domain with `total`, kind) from those fetched to those used; kind: `sum` or `less`.
+
+    What is not accounted for, which should be nothing, has a line of its own where there is some.
+    """
+    entries = {**provenance.get("domains", {}), "total": provenance.get("total", {})}
+    entries = {name: entry for name, entry in entries.items() if "documents_read" in entry}
+    if not entries:
+        return []
+    reasons = list(dict.fromkeys(reason for entry in entries.values() for reason in dropped(entry)))
+
+    def line(key: str) -> dict[str, int]:
+        return {name: entry.get(key, 0) for name, entry in entries.items()}
+
+    found = [("Fetched", line("documents_read"), "sum")]
+    for reason in reasons:
+        counts = {name: dropped(entry).get(reason, 0) for name, entry in entries.items()}
+        found.append((NAMES.get(reason, reason.replace("_", " ")), counts, "less"))
+    missing = {
+        name: entry["documents_read"] - sum(dropped(entry).values()) - entry["documents"]
+        for name, entry in entries.items()
+    }
+    if any(missing.values()):
+        found.append(("not accounted for", missing, "less"))
+    found.append(("Used", line("documents"), "sum"))
+    if all("train_documents" in entry for entry in entries.values()):
+        found += [
+            ("of them trained on", line("train_documents"), ""),
+            ("of them held out", line("heldout_documents"), ""),
+        ]
+    return found
+
+
+def further(provenance: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(what, value by domain with `total`) of FURTHER, and of what was taken out of texts."""
+    entries = {**provenance.get("domains", {}), "total": provenance.get("total", {})}
+    found = [
+        (name, {domain: entry.get(key) for domain, entry in entries.items()})
+        for key, name in FURTHER
+        if any(key in entry for entry in entries.values())
+    ]
+    kinds = dict.fromkeys(kind for entry in entries.values() for kind in entry.get("redacted", {}))
+    for kind in kinds:
+        counts = {domain: entry.get("redacted", {}).get(kind) for domain, entry in entries.items()}
+        found.append((f"Redacted: {kind}", counts))
+    return found
+
+
+def seen(text: str) -> str:
+    """Text as it can be shown; what cannot is a replacement character."""
+    return UNSEEN.sub("\ufffd", text)

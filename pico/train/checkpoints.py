@@ -1,0 +1,217 @@
+"""What a run keeps on disk while it works, and the point from which it goes on after an interruption.
+
+Below runs/pretrain/<fingerprint>/:
+
+    model/checkpoints/step_*    the schedule's, with learning dynamics; becomes data/models/MODEL
+    rescue/step_*               the last two of those written between, every checkpoints.rescue_seconds
+    curve.jsonl                 the loss curve
+    nonfinite/step_*            batches whose loss or gradient was not finite
+    progress.jsonl              what the progress bar shows: rates and times, never read back
+    lock, driver.lock           held by the process that writes here, and by the one that it works for
+"""
+
+import base64
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from pico.checkpoint import STEP_GLOB, Checkpoint, drop_optimizer, step_name, verify, write_checkpoint
+from pico.errors import PicoError
+from pico.files import write_atomic
+from pico.train.background import Background
+from pico.train.curve import Curve
+from pico.train.spec import RunSpec, differing_keys
+from pico.train.steps import checkpoint_steps
+
+RESCUES_KEPT = 2
+LOCK_SECONDS = 60.0
+"""How long to wait for a process that is on its way out, as after a kill of its parent."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A copy, on the CPU, of all that training goes on from."""
+
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    """See `pico.train.optimizers.optimizer_tensors`."""
+    rng: bytes
+    """torch's, of the first process."""
+
+
+class Keeper:
+    """The folder of one run. `identity` (see pico.train.spec) is stored in every checkpoint and compared on resume."""
+
+    def __init__(self, work: Path, spec: RunSpec, identity: Mapping[str, Any], tokens_per_step: int) -> None:
+        self.model = work / "model"
+        self.rescue = work / "rescue"
+        self.curve = Curve(work / "curve.jsonl")
+        self.spec = spec
+        self.identity = dict(identity)
+        self.tokens_per_step = tokens_per_step
+        self.nonfinite = work / "nonfinite"
+        self._background = Background()
+        self.schedule = checkpoint_steps(spec.training.steps, spec.checkpoints.every)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        dynamics: Mapping[str, Mapping[str, Tensor]],
+        metadata: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Writes the schedule's checkpoint of `step`, and drops the optimiser's state from those before it.
+
+        In the background, like `save_rescue`: what goes wrong is raised by a later call, or by `wait`.
+        """
+
+        def write() -> None:
+            self._write(self.model / "checkpoints" / step_name(step), step, state, dynamics, metadata)
+            self.drop_older_optimizers(step)
+
+        self._background.do(write)
+
+    def save_rescue(self, step: int, state: State) -> None:
+        """Writes a rescue checkpoint and removes all but the last two."""
+
+        def write() -> None:
+            self._write(self.rescue / step_name(step), step, state)
+            for old in sorted(self.rescue.glob("step_*"))[:-RESCUES_KEPT]:
+                shutil.rmtree(old)
+
+        self._background.do(write)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written. Raises what went wrong in the background."""
+        self._background.wait()
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything has by now."""
+        self._background.check()
+
+    def keep_batch(self, step: int, rows: Tensor) -> Path:
+        """Saves the batch of the update that led to `step`, for inspection: `input_ids`, (rows, seq_len + 1)."""
+        path = self.nonfinite / f"{step_name(step)}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, save({"input_ids": rows.contiguous()}, metadata={"step": str(step)}))
+        return path
+
+    def drop_older_optimizers(self, step: int) -> None:
+        """Leaves the optimiser's state in the schedule's checkpoint of `step` alone."""
+        for earlier in self.schedule:
+            folder = self.model / "checkpoints" / step_name(earlier)
+            if earlier < step and (folder / "optimizer.safetensors").exists():
+                drop_optimizer(Checkpoint(folder))
+
+    def resume_point(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The last good checkpoint with an optimiser's state and all before it whole; None to start afresh.
+
+        What a kill left half-written is removed; a damaged checkpoint is named in a warning and passed over. Raises
+        PicoError where a checkpoint is of other settings or data, naming the keys that differ.
+        """
+        for folder in (self.model, self.rescue):
+            for stale in sorted(folder.rglob(".*.partial"), reverse=True) if folder.exists() else ():
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        covered = len(self.curve.read())
+        point: Checkpoint | None = None
+        sound = True  # whether every checkpoint of the schedule so far is whole
+        scheduled = set(self.schedule)
+        for folder in self._folders():
+            step = Checkpoint(folder).step
+            due = [earlier for earlier in self.schedule if earlier < step]
+            if not sound or any(not (self.model / "checkpoints" / step_name(earlier)).exists() for earlier in due):
+                warn(f"{folder} cannot be used, because an earlier checkpoint is missing or damaged")
+                break
+            try:
+                checkpoint = verify(folder)
+            except PicoError as error:
+                warn(f"damaged checkpoint passed over: {error.what}")
+                sound = step not in scheduled
+                continue
+            self._same_run(checkpoint)
+            if (folder / "optimizer.safetensors").exists():
+                if step <= covered:
+                    point = checkpoint
+                else:
+                    warn(f"{folder} passed over: the loss curve ends at step {covered}")
+        return point
+
+    def restore_rng(self, checkpoint: Checkpoint) -> None:
+        """Sets torch's random state to that of a checkpoint."""
+        state = np.frombuffer(base64.b64decode(checkpoint.trainer["rng"]["torch"]), dtype=np.uint8)
+        torch.set_rng_state(torch.from_numpy(state.copy()))
+
+    def forget_after(self, step: int | None) -> None:
+        """Removes what lies after the resume point (all, for None): it is made again, the same."""
+        for folder in self._folders():
+            if step is None or Checkpoint(folder).step > step:
+                shutil.rmtree(folder)
+        self.curve.restart(step or 0)
+
+    def _folders(self) -> list[Path]:
+        """Checkpoint folders of both kinds by step, those without a manifest included."""
+        found = [*self.model.glob(f"checkpoints/{STEP_GLOB}"), *self.rescue.glob(STEP_GLOB)]
+        return sorted(found, key=lambda folder: (folder.name, folder.parent.name))
+
+    def _same_run(self, checkpoint: Checkpoint) -> None:
+        if differing := differing_keys(self.identity, checkpoint.trainer["identity"]):
+            raise PicoError(
+                "this checkpoint is of another run:\n" + "\n".join(f"  - {line}" for line in differing),
+                where=str(checkpoint.folder),
+                mend="restore those settings or data, or delete this run's folder to start afresh",
+            )
+
+    def _write(
+        self,
+        folder: Path,
+        step: int,
+        state: State,
+        dynamics: Mapping[str, Mapping[str, Tensor]] | None = None,
+        metadata: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        trainer = {
+            "format": 1,
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "tokens_per_step": self.tokens_per_step,
+            "next_update": step,  # the data position: the batch of update t is a function of (seed, t)
+            "rng": {"seed": self.spec.seed, "torch": base64.b64encode(state.rng).decode()},
+            "identity": self.identity,
+        }
+        write_checkpoint(
+            folder,
+            model=state.model,
+            config=self.spec.decoder.to_dict(),
+            trainer=trainer,
+            optimizer=state.optimizer,
+            dynamics=dynamics,
+            dynamics_metadata=metadata,
+        )
+
+
+@contextmanager
+def exclusive(work: Path, name: str = "lock") -> Iterator[None]:
+    """Holds a lock of the run, which ends with the process, however it dies. Raises PicoError where it is taken."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    with open(work / name, "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise PicoError("another process is training this very run", where=str(work),
+                                    mend="wait for it, or end it") from None  # fmt: skip
+                time.sleep(0.2)
+        yield
