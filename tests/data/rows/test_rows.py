@@ -170,7 +170,8 @@ def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(published, m
     blocks = pq.ParquetFile(documents / "ready.parquet").num_row_groups
     assert blocks > 3
     program = (
-        "import os, signal; from pathlib import Path; from pico.data.preparation import token_rows; import rows_of_ids\n"
+        "import os, signal; from pathlib import Path\n"
+        "from pico.data.preparation import token_rows; import rows_of_ids\n"
         f"real, calls = token_rows.{function}, []\n"
         "def counted(*arguments):\n"
         "    real(*arguments); calls.append(1)\n"
