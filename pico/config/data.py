@@ -92,9 +92,9 @@ class Corpus(Section):
     @field_validator("sources", mode="before")
     @classmethod
     def _take_defaults(cls, sources: Any, info: ValidationInfo) -> Any:
-        defaults = info.data.get("defaults")
-        if defaults is None or not isinstance(sources, list):
+        if not isinstance(sources, list):
             return sources
+        defaults = info.data.get("defaults", SourceDefaults())  # where they are wrong, that alone is reported
         return [{**dict(defaults), **source} if isinstance(source, dict) else source for source in sources]
 
 
@@ -168,7 +168,7 @@ class Packing(Section):
     heldout_rows: Positive
     """The most held-out rows that are kept of a domain."""
     max_domain_bytes: Positive | None
-    """UTF-8 text that is used of a domain: a random sample of documents where it has more; null for all of it."""
+    """Bytes of text that are used of a domain: a random sample of documents where it has more; null for all of it."""
     mixture: dict[str, Annotated[float, Field(ge=0)]] | None
     """Share of the training tokens by domain, in any unit; null for the sizes that the domains have."""
     max_repetitions: float = Field(gt=0)
@@ -183,7 +183,7 @@ class Packing(Section):
     """Whether they are shuffled. `false` keeps the order in which they were read: that of the published run, where the
     corpus is rows that were shuffled when they were made."""
     tokenizer_sample_bytes: Positive
-    """UTF-8 text, spread over the domains, that a tokenizer is trained on."""
+    """Bytes of text, spread over the domains, that a tokenizer is trained on."""
 
 
 class Gates(Section):
@@ -194,11 +194,11 @@ class Gates(Section):
     min_domain_documents: Positive
     """Fewest documents of a domain, as fetched."""
     min_document_bytes: Positive
-    """UTF-8 text of the shortest document."""
+    """Bytes of the shortest document, as UTF-8."""
     max_document_bytes: Positive
-    """UTF-8 text of the longest document."""
+    """Bytes of the longest document."""
     min_mean_document_bytes: Positive
-    """Smallest mean over a domain's documents."""
+    """Smallest mean of bytes over a domain's documents."""
     max_control_fraction: Fraction
     """Share of control and replacement characters in a document."""
     near_duplicate_similarity: Fraction
@@ -215,7 +215,7 @@ class Gates(Section):
     max_heldout_overlap: Fraction
     """Share of one held-out document's n-grams that training documents may hold."""
     max_heldout_domain_overlap: Fraction
-    """The same of all held-out documents of a domain together."""
+    """The same share, of all held-out documents of a domain together."""
     max_contaminated_fraction: Fraction
     """Share of a benchmark's examples of which a training document may hold an n-gram."""
     min_domain_fraction: Fraction

@@ -128,9 +128,11 @@ def test_tied_embeddings_are_one_matrix_also_after_a_move():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "batchnorm"}, "norm = 'batchnorm' is none of"),
-        ({"activation": "swiglu"}, "activation = 'swiglu' is none of"),
-        ({"positions": "alibi"}, "positions = 'alibi' is none of"),
+        ({"norm": "batchnorm"}, "norm = 'batchnorm': Input should be 'rmsnorm' or 'layernorm'"),
+        ({"activation": "swiglu"}, "activation = 'swiglu': "),
+        ({"positions": "alibi"}, "positions = 'alibi': "),
+        ({"qk_norm": "yes"}, "qk_norm = 'yes': "),
+        ({"qk_nrom": True}, r"qk_nrom is not a known setting; did you mean qk_norm\?"),
     ],
 )
 def test_an_unknown_option_is_refused_by_name(change, message):
