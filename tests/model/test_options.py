@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from decoder_options import departures
 
 from pico.checkpoint import write_checkpoint
 from pico.errors import PicoError
@@ -76,8 +77,7 @@ def test_the_default_starts_from_the_same_bits_under_the_same_names():
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm": "layernorm"}, {"activation": "gelu"}, {"activation": "relu"}, {"positions": "learned"},
-        {"positions": "none"}, {"tied_embeddings": True}, {"qk_norm": True},
+        *departures(),
         {"norm": "layernorm", "qk_norm": True, "positions": "learned", "tied_embeddings": True, "activation": "relu"},
     ],
 )  # fmt: skip
