@@ -24,7 +24,7 @@ class Analysis(Section):
     """Checkpoints to compare activations with: `last`, `previous`, `first`, `every` (each pair of checkpoints), a step,
     or `run:NAME`: the same step of another model of the suite, or of the run at a path."""
     layer_pairs: bool = False
-    """Whether the layers of a checkpoint are compared with each other too."""
+    """Compare the layers of a checkpoint with each other, too."""
     files: list[str] = Field(default_factory=list)
     """Python files of your own metrics and components, from the project's folder; see docs/custom-metrics.md."""
 

@@ -180,7 +180,7 @@ class Packing(Section):
     seed: int
     """Seed of the shuffles of documents and of rows."""
     shuffle: bool = True
-    """Whether they are shuffled. `false` keeps the order in which they were read: that of the published run, where the
+    """Shuffle documents and rows. `false` keeps the order in which they were read: that of the published run, where the
     corpus is rows that were shuffled when they were made."""
     tokenizer_sample_bytes: Positive
     """Bytes of text, spread over the domains, that a tokenizer is trained on."""

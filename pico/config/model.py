@@ -62,9 +62,9 @@ class DecoderConfig:
     """Source of order in attention: rotated queries and keys, a learned vector added to each embedding, or causality
     alone."""
     tied_embeddings: bool = False
-    """Whether one matrix both reads and writes tokens."""
+    """Read and write tokens with one matrix."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised in each head, before they are rotated (arXiv 2302.05442)."""
+    """Normalise queries and keys in each head, before they are rotated (arXiv 2302.05442)."""
 
     def __post_init__(self) -> None:
         if self.attention_n_heads % self.attention_n_kv_heads:

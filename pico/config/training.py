@@ -36,7 +36,7 @@ class Training(Section):
     precision: Literal["fp32", "bf16"]
     """bf16 means autocast over fp32 weights."""
     compile: bool
-    """Whether to use torch.compile."""
+    """Compile the layers with torch.compile."""
     gradient_clip: float = Field(ge=0)
     """Largest global gradient norm; 0 switches clipping off (as in the published runs)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

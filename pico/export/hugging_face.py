@@ -90,7 +90,7 @@ def interleaved_to_halves(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def halves_to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `interleaved_to_halves`."""
+    """Undoes `interleaved_to_halves`."""
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 

@@ -51,7 +51,7 @@ class Peak:
 
     flops: float
     published: bool
-    """Whether it is from `GPUS`; otherwise it was measured, as the fastest of a few large matrix products."""
+    """True where it is from `GPUS`; else it was measured, as the fastest of a few large matrix products."""
 
 
 def gpu_of(device_name: str) -> Gpu | None:
