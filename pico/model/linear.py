@@ -16,7 +16,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns x @ weight.T, as F.linear does. x: (..., n); weight: (m, n); returns (..., m). Twice differentiable."""
+    """Returns x @ weight.T, (..., m), as F.linear. x: (..., n); weight: (m, n). Differentiable any number of times."""
     if not (ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32):
         return F.linear(x, weight)
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or x.numel() == 0:
