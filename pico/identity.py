@@ -28,6 +28,7 @@ INFRASTRUCTURE = (
     "pico.errors",
     "pico.files",
     "pico.identity",
+    "pico.plugins",
     "pico.spread",
     "pico.watch",
 )
