@@ -11,12 +11,12 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.analysis.engine.comparisons import other_runs
+from pico.analysis.engine.choices import other_runs
 from pico.analysis.engine.plugins import read_metric_files
 from pico.analysis.engine.run import analysis_folder, analyze_run, find_checkpoints
-from pico.analysis.engine.table import read_table
-from pico.behaviour.checkpoint import BehaviourTask, identity, measure_checkpoint
-from pico.behaviour.settings import BehaviourSettings
+from pico.analysis.metrics.table import read_table
+from pico.behaviour.measure import BehaviourTask, behaviour_identity, measure_checkpoint
+from pico.behaviour.subject import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.config import Analysis, Behaviour
 from pico.errors import PicoError
@@ -47,7 +47,13 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
             return None
         targets = {"last": last.folder} if checkpoint.folder != last.folder else {}
         task = BehaviourTask(
-            model, checkpoint.folder, TOKENS, targets, settings=behaviour_settings(behaviour), device=choices["device"]
+            model,
+            checkpoint.folder,
+            TOKENS,
+            targets,
+            settings=behaviour_settings(behaviour),
+            device=choices["device"],
+            files=choices["files"],
         )
         return partial(measure_checkpoint, task)
 
@@ -171,7 +177,9 @@ def analyze(stage: Stage) -> None:
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
     settings, choices = params.analysis, _choices(stage, source, params.analysis)
-    about = identity(TOKENS, behaviour_settings(params.behaviour)) if params.behaviour.metrics else None
+    about = None
+    if params.behaviour.metrics:
+        about = behaviour_identity(TOKENS, behaviour_settings(params.behaviour), choices["files"])
     folder = analysis_folder(source, model, settings.metrics, settings.components, **choices, more=about)
     measure(stage, source, model, folder, choices)
     rows = summarize(folder, found[-1].step)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
+from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import Params
 from pico.errors import PicoError
-from pico.evaluation.choose import choose_steps
-from pico.files import publishing, read_json, sha256_file, working_folder, write_json
+from pico.evaluation.parts import answers_identity, choose_steps, evaluate_part
+from pico.files import publishing, read_json, working_folder, write_json
 from pico.spread import spread
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ def build_requests(params: Params) -> "list[Benchmark]":
 @task
 def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str, folder: Path) -> Answers:
     """Every part of every checkpoint, spread over processes; what an interrupted run left in `folder` is used."""
-    from pico.evaluation.parts import evaluate_part
-
     parts = {HELDOUT: None} | {benchmark.name: benchmark.requests for benchmark in benchmarks}
     places = {
         (checkpoint.step, part): folder / f"{checkpoint.folder.name}-{part}.json"
@@ -98,24 +96,6 @@ def score(
         }
         for checkpoint in chosen
     ]
-
-
-def identity(params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str) -> dict[str, Any]:
-    """All that the answers depend on: weights, held-out text, tokenizer, requests, settings, code."""
-    import pico.evaluation
-    import pico.model
-
-    code = [Path(package.__file__ or "").parent for package in (pico.evaluation, pico.model)]
-    tokens = DATA / "tokens"
-    data = [*sorted((tokens / HELDOUT).glob("*.parquet")), *sorted((tokens / "tokenizer").glob("*.json"))]
-    return {
-        "checkpoints": {checkpoint.step: read_json(checkpoint.folder / MANIFEST) for checkpoint in chosen},
-        "data": {str(path): sha256_file(path) for path in data},
-        "requests": {benchmark.name: benchmark.requests for benchmark in benchmarks},
-        "settings": params.evaluation.model_dump(),
-        "device": device,
-        "code": [sha256_file(path) for folder in code for path in sorted(folder.rglob("*.py"))],
-    }
 
 
 @contextmanager
@@ -178,7 +158,10 @@ def benchmark(stage: Stage) -> None:
     device = stage.device()
     chosen = choose(model, params)
     benchmarks = build_requests(params)
-    answers = working_folder("benchmark", identity(params, chosen, benchmarks, device))
+    requests = {benchmark.name: benchmark.requests for benchmark in benchmarks}
+    batch_size = params.evaluation.batch_size
+    about = answers_identity(chosen, DATA / "tokens", requests, device=device, batch_size=batch_size)
+    answers = working_folder("benchmark", about)
     results = score(params, chosen, benchmarks, ask(stage, chosen, benchmarks, device, answers))
     with publishing(DATA / "evaluation" / params.suite.scale / model) as folder:
         write_json(folder / "results.json", results)

@@ -190,3 +190,12 @@ def identity(*entries: str) -> dict[str, dict[str, str]]:
 def identity_hash(*entries: str) -> str:
     """Returns the fingerprint of `identity`, for keys."""
     return fingerprint(identity(*entries))
+
+
+def device_name(device: str) -> str:
+    """Returns "cpu", or the name of the GPU that "cuda" is, for keys: what one device computed is not another's."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return f"{device} {torch.cuda.get_device_name(device)}"

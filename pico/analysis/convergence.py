@@ -104,7 +104,7 @@ def stability(
     data_type: str = "activations",
     split: str | None = "val",
 ) -> list[Stability]:
-    """Time to stability of every layer, module and head in a table of measurements (see pico.analysis.engine.table).
+    """Time to stability of every layer, module and head in a table of measurements (see pico.analysis.metrics.table).
 
     The table may hold several runs. Only comparisons with the last step of the same run and layer are looked at.
     Gives nothing where there are none; in order of run, module, layer, head.

@@ -1,7 +1,7 @@
-"""What behavioural metrics ask of a model: log-probabilities, and where it can, attention logits and gradients.
+"""The interface of a model to metrics of behaviour: log-probabilities, and where it can, attention and gradients.
 
-`Scorer` is all that most metrics need, so that any callable can be measured. `as_scorer` wraps our Decoder and Hugging
-Face causal LMs, and takes anything that is a Scorer already as it is.
+`Scorer` is all that most metrics need, so that any callable can be measured. `as_scorer` wraps our Decoder, and takes
+anything that is a Scorer already as it is: pico.capture.hugging_face has one of Hugging Face causal LMs.
 """
 
 import math
@@ -118,22 +118,15 @@ def mask_future(scores: Tensor) -> Tensor:
 
 
 def as_scorer(model: Any) -> Scorer:
-    """A Scorer of a Decoder, of a Hugging Face causal LM, or `model` itself where it is one.
-
-    Raises PicoError for anything else.
-    """
+    """Returns a Scorer of a Decoder, or `model` itself where it is one. Raises PicoError for anything else."""
     if isinstance(model, Decoder):
         return DecoderScorer(model)
     if isinstance(model, Scorer):
         return model
-    if hasattr(model, "get_output_embeddings") and hasattr(model, "config"):
-        from pico.behaviour.hugging_face import HuggingFaceScorer  # transformers is slow to import
-
-        return HuggingFaceScorer(model)
     raise PicoError(
         f"a {type(model).__name__} is not a model whose behaviour can be measured",
-        mend="give a pico.model.Decoder, a Hugging Face causal LM, or an object with vocab_size, context_length and "
-        "log_probabilities(input_ids)",
+        mend="give a pico.model.Decoder, pico.capture.hugging_face.HuggingFaceScorer(model) for a Hugging Face causal "
+        "LM, or an object with vocab_size, context_length and log_probabilities(input_ids)",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pico.analysis.engine.components import SPLITS
+from pico.analysis.engine.choices import SPLITS
 from pico.checkpoint import read_tensors
 from pico.errors import PicoError
 from pico.files import read_json

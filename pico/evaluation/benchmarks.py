@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -20,12 +20,14 @@ import lm_eval.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from pico.errors import PicoError
-from pico.evaluation.harness import AnsweredLM
+from pico.evaluation.answer import Answerer
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -185,3 +187,43 @@ def _no_process_pool() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+class DecoderLM(LM):
+    """Any lm-eval task on our decoder: `lm_eval.simple_evaluate(model=DecoderLM(answerer), tasks=[...])`."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__()
+        self.answerer = answerer
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return self.answerer.loglikelihood([request.args for request in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return self.answerer.loglikelihood_rolling([request.args for request in requests])
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return self.answerer.generate_until([request.args for request in requests])
+
+
+class AnsweredLM(LM):
+    """A model whose answers are known. The requests must be those that the answers were given to, in their order."""
+
+    def __init__(self, requests: Mapping[str, Sequence[tuple]], answers: Mapping[str, Iterable[Any]]) -> None:
+        """requests, answers: kind of request -> arguments, and what the model said to each."""
+        super().__init__()
+        self.known, self.answers = requests, answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return [tuple(answer) for answer in self._look_up("loglikelihood", requests)]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return self._look_up("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return self._look_up("generate_until", requests)
+
+    def _look_up(self, kind: str, requests: list[Instance]) -> list[Any]:
+        if [tuple(request.args) for request in requests] != list(self.known[kind]):
+            raise ValueError(f"the {kind} requests are not those that were answered")
+        return list(self.answers[kind])

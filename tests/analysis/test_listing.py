@@ -2,8 +2,9 @@
 
 import inspect
 
-from pico.analysis import METRICS
-from pico.analysis.engine.listing import list_metrics
+from pico.analysis.listing import list_metrics
+from pico.analysis.metrics.catalogue import METRICS
+from pico.behaviour import measure  # noqa: F401 (its metrics are listed, too)
 from pico.files import canonical_json
 
 
@@ -26,4 +27,5 @@ def test_inputs_say_what_is_refused() -> None:
     inputs = {row["name"]: row["inputs"] for row in list_metrics()}
     assert inputs["debiased_cka"] == "two matrices with the same samples as rows, of at least 4 rows"
     assert inputs["relative_change"] == "two matrices with equal shapes"
+    assert inputs["nll"] == "a model and rows of tokens"
     assert inputs["per"] == "one matrix of any shape"

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from pico.analysis import METRICS, compute, read_table
 from pico.analysis.engine.components import COMPONENTS
 from pico.analysis.engine.plugins import load_metric_files, read_metric_files
 from pico.analysis.engine.run import analyze_run
+from pico.analysis.metrics.catalogue import METRICS, compute
+from pico.analysis.metrics.table import read_table
 from pico.errors import PicoError
 from pico.plugins import file_hashes
 

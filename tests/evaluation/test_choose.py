@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.evaluation.choose import choose_steps
+from pico.evaluation.parts import choose_steps
 
 LAPTOP = [0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 300, 400, 500, 600]
 

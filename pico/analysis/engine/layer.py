@@ -7,43 +7,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pico.analysis.engine import blocks, circuits
+from pico.analysis.engine.choices import Place, Target
 from pico.analysis.engine.components import Key
-from pico.analysis.engine.kept import Layer
 from pico.analysis.engine.plugins import load_metric_files
-from pico.analysis.engine.sidecar import metric_fingerprint
+from pico.analysis.engine.sidecar import Layer, metric_fingerprint
+from pico.analysis.metrics import catalogue
 from pico.analysis.metrics.algebra import on_device
-from pico.analysis.metrics.matrix import Matrix
+from pico.analysis.metrics.matrix import Matrix, Trajectory, distance
 from pico.analysis.metrics.registry import Measurement, Metric, compute, get_metric
-from pico.analysis.metrics.trajectory import Trajectory, distance
+from pico.analysis.metrics.table import Row
 from pico.errors import PicoError
-from pico.files import canonical_json, fingerprint
+from pico.files import canonical_json, fingerprint, sha256_file
 from pico.plugins import UserFile
 
-_REGISTERED = (blocks, circuits)  # importing them registers their components
-
-Row = dict[str, Any]
-"""One value with everything that says what it is of: the columns of pico.analysis.engine.table."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A checkpoint, and where what was computed of it is kept."""
-
-    folder: Path
-    sidecars: Path | None = None
-    """None: nothing is kept."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What activations are compared with."""
-
-    place: Place
-    run: str | None = None
-    """The other run's name; None for the same run."""
-    layer: int | None = None
-    """The other layer; None for the same layer."""
+_REGISTERED = (catalogue,)  # importing it registers the metrics
 
 
 @dataclass(frozen=True)
@@ -188,7 +165,7 @@ class _Measuring:
     ) -> Row:
         parameters = metric.parameters | (settings or {})
         if metric.name not in self._fingerprints:
-            self._fingerprints[metric.name] = metric_fingerprint(metric)
+            self._fingerprints[metric.name] = f"{metric_fingerprint(metric)} {sha256_file(Path(__file__))}"
         code = self._fingerprints[metric.name]
         identity = [code, parameters, list(key), [layer.identity for layer in operands]]
         found = self.own.sidecar.measured(fingerprint(identity), measure)

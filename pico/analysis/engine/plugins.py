@@ -7,8 +7,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pico.analysis.engine.components import COMPONENTS, OF_THE_MODEL, Component, Part, State
-from pico.analysis.metrics.registry import METRICS, STATUSES, Metric, Undefined
+from pico.analysis.engine.components import COMPONENTS, Component, Part, State
+from pico.analysis.metrics.registry import BEHAVIOUR, METRICS, STATUSES, Metric, Undefined
 from pico.plugins import Registry, UserFile, line_of, load_user_files, named, read_user_file, read_user_files
 
 PAGE = "docs/custom-metrics.md"
@@ -36,17 +36,14 @@ def load_metric_files(files: Sequence[UserFile]) -> Registered:
 
     Errors that a metric or component raises later, while it measures, are PicoErrors that name file and line, too.
     """
-    try:
-        return Registered(*load_user_files(files, _METRICS, _COMPONENTS))
-    finally:
-        OF_THE_MODEL.intersection_update(COMPONENTS)
+    return Registered(*load_user_files(files, _METRICS, _COMPONENTS))
 
 
 def _guarded_metric(metric: Metric, file: UserFile) -> Metric:
     function, line = metric.function, line_of(metric)
 
     @functools.wraps(function)
-    def guarded(*operands: Any, **parameters: Any) -> Any:
+    def of_states(*operands: Any, **parameters: Any) -> Any:
         with named(file, line, passing=(Undefined,)):
             result = function(*operands, **parameters)
             value, status = result if isinstance(result, tuple) else (result, "ok")
@@ -56,10 +53,15 @@ def _guarded_metric(metric: Metric, file: UserFile) -> Metric:
                 )
             return result
 
-    return replace(metric, function=guarded)
+    @functools.wraps(function)
+    def of_behaviour(subject: Any) -> Iterator[Any]:
+        with named(file, line):
+            yield from function(subject)
+
+    return replace(metric, function=of_behaviour if metric.kind == BEHAVIOUR else of_states)
 
 
-def _guarded_component(function: Component, file: UserFile) -> Component:
+def _guarded_component(component: Component, file: UserFile) -> Component:
     def guarded_make(make: Callable[[], Any]) -> Callable[[], Any]:
         def guarded() -> Any:
             with named(file):
@@ -67,13 +69,13 @@ def _guarded_component(function: Component, file: UserFile) -> Component:
 
         return guarded
 
-    @functools.wraps(function)
+    @functools.wraps(component.function)
     def guarded(state: State) -> Iterator[Part]:
         with named(file):
-            for key, make in function(state):
+            for key, make in component.function(state):
                 yield key, guarded_make(make)
 
-    return guarded
+    return replace(component, function=guarded)
 
 
 _METRICS = Registry("metric", METRICS, _guarded_metric)

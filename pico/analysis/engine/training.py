@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from pico.analysis.engine.components import MODEL, SPLITS
-from pico.analysis.engine.layer import Row
+from pico.analysis.engine.choices import SPLITS
+from pico.analysis.engine.components import MODEL
 from pico.analysis.metrics.registry import DATA_TYPES, Measurement, compute, get_metric
+from pico.analysis.metrics.table import Row
 from pico.checkpoint import DYNAMICS, Checkpoint
 from pico.files import canonical_json
 

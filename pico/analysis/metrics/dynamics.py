@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from pico.analysis.metrics.matrix import Array, Matrix, shifted
+from pico.analysis.metrics.matrix import Array, Matrix, Trajectory, distance, shifted
 from pico.analysis.metrics.registry import Undefined, metric
-from pico.analysis.metrics.trajectory import Trajectory, distance
 
 
 @metric(
@@ -13,6 +12,7 @@ from pico.analysis.metrics.trajectory import Trajectory, distance
     types="W",
     target="previous",
     elementwise=True,
+    default=True,
 )
 def relative_change(x: Matrix, y: Matrix) -> float:
     """How far X is from Y, in lengths of Y."""

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pico.analysis.metrics.limits import require
 from pico.analysis.metrics.matrix import Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, require
 
 Array = NDArray[np.float64]
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pico.analysis.metrics.limits import require
 from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, require
 from pico.analysis.metrics.spectra import nonzero_spectrum
 
 SOURCE = "Clauset et al. 2009, arXiv 0706.1062; Martin & Mahoney 2021, arXiv 1810.01075"

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from pico.analysis.metrics.limits import require
 from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, require
 
 BLOCK = 2**15
 RAMP = np.arange(BLOCK, dtype=np.float64)
@@ -14,6 +13,7 @@ RAMP = np.arange(BLOCK, dtype=np.float64)
     definition="sum (2i - N - 1) |x|_(i) / (N sum |x|), entries ascending; one-hot 1 - 1/N, half-normal sqrt 2 - 1",
     source="Hurley & Rickard 2009, arXiv 0811.4706",
     types="AWG",
+    default=True,
 )
 def gini(x: Matrix) -> float:
     """Inequality of the absolute entries: 0 where all are equal, towards 1 where one has everything."""
@@ -29,7 +29,10 @@ def gini(x: Matrix) -> float:
 
 
 @metric(
-    definition="(sqrt N - L1 / L2) / (sqrt N - 1); one-hot 1, constant 0", source="Hoyer 2004 (JMLR 5)", types="AWG"
+    definition="(sqrt N - L1 / L2) / (sqrt N - 1); one-hot 1, constant 0",
+    source="Hoyer 2004 (JMLR 5)",
+    types="AWG",
+    default=True,
 )
 def hoyer(x: Matrix) -> float:
     """Sparseness from the ratio of the norms L1 and L2 of the entries."""

@@ -1,10 +1,13 @@
-"""Metrics of one matrix's singular values and norms. One spectrum per matrix feeds them all; see `Matrix.spectrum`."""
+"""Metrics of one matrix's singular values and norms, and of features' spectra that foretell how useful they are.
+
+One spectrum per matrix feeds them all; see `Matrix.spectrum`.
+"""
 
 import numpy as np
 from scipy.special import xlogy
 
-from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.matrix import EPS32, Array, Matrix, singular_values
+from pico.analysis.metrics.registry import Undefined, metric, require
 
 
 def nonzero_spectrum(x: Matrix) -> Array:
@@ -15,7 +18,11 @@ def nonzero_spectrum(x: Matrix) -> Array:
 
 
 @metric(
-    definition="exp(-sum p ln p), p = s / sum s", source="Roy & Vetterli 2007 (EUSIPCO)", types="AWG", spectral=True
+    definition="exp(-sum p ln p), p = s / sum s",
+    source="Roy & Vetterli 2007 (EUSIPCO)",
+    types="AWG",
+    spectral=True,
+    default=True,
 )
 def effective_rank(x: Matrix) -> float:
     """The number of equal singular values that would have the same entropy."""
@@ -29,6 +36,7 @@ def effective_rank(x: Matrix) -> float:
     source="Diehl Martinez et al. 2024, arXiv 2410.11451",
     types="AWG",
     spectral=True,
+    default=True,
 )
 def per(x: Matrix) -> float:
     """Proportional effective rank: 1 where all directions that are possible are equally strong."""
@@ -47,7 +55,11 @@ def per_min_dim(x: Matrix) -> float:
 
 
 @metric(
-    definition="|X|_F^2 / s_1^2", source="Rudelson & Vershynin 2007, arXiv math/0503442", types="AWG", spectral=True
+    definition="|X|_F^2 / s_1^2",
+    source="Rudelson & Vershynin 2007, arXiv math/0503442",
+    types="AWG",
+    spectral=True,
+    default=True,
 )
 def stable_rank(x: Matrix) -> float:
     """A rank that tiny singular values do not change."""
@@ -62,7 +74,13 @@ def participation_ratio(x: Matrix) -> float:
     return float(power.sum() ** 2 / np.sum(power**2))
 
 
-@metric(definition="s_1 / s_r over the numerical rank r", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+@metric(
+    definition="s_1 / s_r over the numerical rank r",
+    source="Golub & Van Loan 2013",
+    types="AWG",
+    spectral=True,
+    default=True,
+)
 def condition_number(x: Matrix) -> tuple[float, str]:
     """Largest over smallest singular value that is not rounding noise; where there is such, `rank_deficient`."""
     spectrum = nonzero_spectrum(x)
@@ -92,7 +110,7 @@ def mp_excess(x: Matrix) -> float:
     return float(energy[over].sum() / energy.sum())
 
 
-@metric(definition="s_1", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+@metric(definition="s_1", source="Golub & Van Loan 2013", types="AWG", spectral=True, default=True)
 def spectral_norm(x: Matrix) -> float:
     """The largest singular value."""
     return x.scaled(x.spectrum[0])
@@ -104,7 +122,7 @@ def nuclear_norm(x: Matrix) -> float:
     return x.scaled(x.spectrum.sum())
 
 
-@metric(definition="sqrt(sum x_ij^2)", source="Golub & Van Loan 2013", types="AWG")
+@metric(definition="sqrt(sum x_ij^2)", source="Golub & Van Loan 2013", types="AWG", default=True)
 def frobenius_norm(x: Matrix) -> float:
     """The length of the matrix as one long vector."""
     return x.scaled(float(np.sqrt(x.energy)))
@@ -120,3 +138,40 @@ def max_abs(x: Matrix) -> float:
 def inf_operator_norm(x: Matrix) -> float:
     """The operator norm from l_inf to l_inf: the largest absolute row sum."""
     return float(np.max(np.sum(np.abs(x.values), axis=1)))
+
+
+@metric(
+    definition="exp(-sum p_i ln p_i), p_i = s_i / sum s + eps, over the min(n, p) singular values of X, not centred",
+    source="Garrido et al. 2023, arXiv 2210.02885",
+    types="A",
+    spectral=True,
+)
+def rankme(x: Matrix, *, eps: float = 1e-7) -> float:
+    """RankMe: the effective rank with the paper's eps, that of float32; so it may pass min(n, p) by a hair."""
+    require(eps >= 0, "rankme", "eps", eps, "at least 0")
+    spectrum = nonzero_spectrum(x)
+    share = spectrum / spectrum.sum() + eps
+    missing = min(x.n, x.p) - len(spectrum)  # values that are 0 because X is a product of narrow factors
+    return float(np.exp(-xlogy(share, share).sum() - missing * xlogy(eps, eps)))
+
+
+@metric(
+    definition="slope of -ln l_i on ln i, weighted by 1 / i, i from `first` to `last`; l_i the eigenvalues of the "
+    "covariance, descending, those over rounding only; columns centred",
+    source="Agrawal et al. 2022 (NeurIPS 35), with their code's range and weights; Stringer et al. 2019 (Nature 571)",
+    types="A",
+    min_rows=3,
+)
+def alpha_req(x: Matrix, *, first: int = 4, last: int = 100) -> float:
+    """alpha-ReQ: how fast the eigenvalues decay, l_i ~ i^-alpha; about 1 is said to be best."""
+    require(1 <= first < last, "alpha_req", "first, last", (first, last), "ranks from 1, the first before the last")
+    if not x.row_energy.sum() > 0:  # all rows are the same
+        raise Undefined("zero")
+    spectrum = singular_values(x.centred)
+    # what rounding every entry once to float32 can fake, as in Matrix.rank
+    rank = int((spectrum > 4 * np.sqrt(max(x.n, x.p)) * EPS32 * spectrum[0]).sum())
+    ranks = np.arange(first, min(last, rank) + 1)
+    if len(ranks) < 2:
+        raise Undefined("n_too_small")
+    slope, _ = np.polyfit(np.log(ranks), 2 * np.log(spectrum[ranks - 1]), 1, w=ranks**-0.5)  # polyfit squares them
+    return float(-slope)

@@ -16,14 +16,17 @@ import io
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.analysis.engine.layer import Row
 from pico.checkpoint import step_name
 from pico.errors import PicoError
 from pico.files import write_atomic
+
+Row = dict[str, Any]
+"""One value with everything that says what it is of: the columns of the table."""
 
 SCHEMA = pa.schema([
     pa.field("run", pa.string(), nullable=False),

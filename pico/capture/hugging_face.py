@@ -1,7 +1,12 @@
-"""Weights, activations and gradients of any Hugging Face causal LM, under pico-decoder's names and in its layout."""
+"""Hugging Face causal LMs (Llama, GPT-NeoX, OPT, GPT-2, ...): loaded from a folder, captured, and asked as a Scorer.
 
-from collections.abc import Callable, Mapping, Sequence
+No code of others is run, nothing is fetched. States have pico-decoder's names and layout.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +19,70 @@ from pico.train.capture import captured_positions
 
 RESIDUAL = "residual"
 """A name among the modules for the stream after a block: the block's own output, kept under `layers.N`."""
+OBSERVED = "pico_observed"
+"""The name under which transformers finds our attention, which notes its scores; see `attention_logits`."""
+
+
+def load_config(folder: Path) -> Any:
+    """The transformers configuration of a folder. Raises PicoError for an architecture that transformers lacks."""
+    transformers = _transformers()
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # ValueError, KeyError, OSError, depending on what is wrong with it
+        model_type = _model_type(folder)
+        raise PicoError(
+            f"architecture {model_type!r} is not one that transformers has: {str(error).splitlines()[0]}",
+            where=str(folder / "config.json"),
+            mend="code that comes with a model is never run; convert it to an architecture of transformers",
+        ) from error
+
+
+def load_model(folder: Path, device: str) -> tuple[Any, torch.dtype]:
+    """The model in float32 and eval mode on `device`, and the type in which its weights are stored.
+
+    Raises PicoError where it cannot be loaded, and where weights of it are missing, which transformers would make up.
+    """
+    transformers = _transformers()
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, dtype="auto", output_loading_info=True
+        )
+    except Exception as error:  # of transformers, safetensors, torch, the file system
+        raise PicoError(
+            f"{folder} cannot be loaded as a causal LM: {type(error).__name__}: {str(error).splitlines()[0]}",
+            mend="name a folder that AutoModelForCausalLM can load without remote code",
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+    if missing := sorted(loaded["missing_keys"]):
+        raise PicoError(
+            f"{folder} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
+            mend="name a folder with the weights of a causal LM, head included",
+        )
+    stored = model.dtype
+    return model.float().to(device).eval(), stored
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise PicoError("transformers is not installed", mend="pip install 'pico-lab[export]'") from None
+    return transformers
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -159,3 +228,83 @@ def _submodule(module: nn.Module, name: str) -> Any:
         raise PicoError(
             f"the model has no module {name} ({error})", mend="correct the mapping; docs/any-model.md shows one"
         ) from None
+
+
+class HuggingFaceScorer:
+    """Wraps a model of transformers' AutoModelForCausalLM. It is put in eval mode and otherwise left as it was."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def context_length(self) -> int:
+        """The longest input that the configuration names. Raises PicoError where it names none."""
+        length = getattr(self.model.config, "max_position_embeddings", None)
+        if length is None:
+            raise PicoError(
+                f"the configuration of this {type(self.model).__name__} has no max_position_embeddings",
+                mend="set model.config.max_position_embeddings to the longest input that the model was made for",
+            )
+        return int(length)
+
+    def log_probabilities(self, input_ids: Tensor) -> Tensor:
+        return self.logits(input_ids).float().log_softmax(-1)
+
+    @torch.no_grad()
+    def attention_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
+        """See AttentionScorer. Holds the scores of all layers of these rows until the last is taken.
+
+        For the length of one forward pass the model uses an attention of ours: the eager formula, whose scores are
+        kept. Raises PicoError for models that do not take their attention from transformers' AttentionInterface, or add
+        to the scores within it (score soft-capping).
+        """
+        from transformers import AttentionInterface  # slow to import, so only where it is used
+        from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+        found: list[Tensor] = []
+
+        def observed(
+            module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+        ) -> tuple[Tensor, Tensor]:
+            if settings.get("softcap") is not None:
+                raise PicoError(f"{type(module).__name__} caps its scores: they are no plain q.k")
+            scaling = settings.get("scaling")
+            group = query.shape[1] // key.shape[1]
+            key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
+            scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+            if attention_mask is None:
+                later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+                scores = scores.masked_fill(later, float("-inf"))
+            else:  # 0 where seen, the type's lowest value where not
+                mask = attention_mask[..., : key.shape[-2]]
+                scores = scores.masked_fill(mask < torch.finfo(mask.dtype).min / 2, float("-inf"))
+            found.append(scores)
+            attention = scores.softmax(-1)
+            return (attention.to(value.dtype) @ value).transpose(1, 2).contiguous(), attention
+
+        AttentionInterface.register(OBSERVED, observed)
+        AttentionMaskInterface.register(OBSERVED, eager_mask)
+        before = self.model.config._attn_implementation
+        try:
+            self.model.set_attn_implementation(OBSERVED)
+            self.logits(input_ids)
+        finally:
+            self.model.set_attn_implementation(before)
+        if not found:
+            raise PicoError(
+                f"the attention of {type(self.model).__name__} cannot be observed: it does not use transformers' "
+                "AttentionInterface",
+                mend="leave the attention metrics out for this model",
+            )
+        while found:
+            yield found.pop(0)
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        return tuple(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids.to(self.model.device), use_cache=False).logits
