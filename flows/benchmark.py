@@ -30,7 +30,7 @@ Answers = dict[tuple[int, str], Path]
 
 @task
 def choose(model: str, params: Params) -> list[Checkpoint]:
-    """The checkpoints to be evaluated."""
+    """Returns the checkpoints to be evaluated."""
     run_folder = DATA / "models" / params.suite.scale / model
     known = {checkpoint.step: checkpoint for checkpoint in checkpoints(run_folder)}
     if not known:
@@ -40,7 +40,7 @@ def choose(model: str, params: Params) -> list[Checkpoint]:
 
 @task
 def build_requests(params: Params) -> "list[Benchmark]":
-    """What every checkpoint is asked: the documents, and lm-eval's prompts for them."""
+    """Makes the requests to every checkpoint: the documents, and lm-eval's prompts for them."""
     from pico.evaluation.benchmarks import Benchmark  # lm-eval takes seconds to import
 
     evaluation = params.evaluation
@@ -52,7 +52,7 @@ def build_requests(params: Params) -> "list[Benchmark]":
 
 @task
 def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str, folder: Path) -> Answers:
-    """Every part of every checkpoint, spread over processes; what an interrupted run left in `folder` is used."""
+    """Asks every checkpoint every part, spread over processes; uses what an interrupted run left in `folder`."""
     parts = {HELDOUT: None} | {benchmark.name: benchmark.requests for benchmark in benchmarks}
     places = {
         (checkpoint.step, part): folder / f"{checkpoint.folder.name}-{part}.json"
@@ -81,7 +81,7 @@ def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", d
 def score(
     params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", answers: Answers
 ) -> list[dict[str, Any]]:
-    """The entries of results.json, by step."""
+    """Returns the entries of results.json, by step."""
     return [
         {
             "step": checkpoint.step,
@@ -126,7 +126,7 @@ def bar(stage: Stage, total: int) -> "Iterator[Any]":
 
 
 def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last checkpoint's figures, one row a domain and a benchmark."""
+    """Returns the last checkpoint's figures, one row a domain and a benchmark."""
     last = results[-1]
     heldout = [
         {

@@ -92,7 +92,7 @@ class _Loaded(NamedTuple):
     file: UserFile
     registries: tuple[Registry, ...]
     added: tuple[tuple[str, ...], ...]
-    """By registry: the names that the file added."""
+    """The names that the file added, by registry."""
 
 
 _loaded: dict[str, _Loaded] = {}

@@ -8,7 +8,7 @@ from lab_project import make_project
 from synthetic_runs import write_run
 from typer.testing import CliRunner, Result
 
-from pico.analysis.metrics.table import read_table
+from pico.analysis.engine.table import read_table
 from pico.cli import app
 
 

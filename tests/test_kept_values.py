@@ -18,8 +18,8 @@ from synthetic_runs import write_run
 from pico import identity
 from pico.analysis.engine.run import analysis_folder, analyze_run
 from pico.analysis.engine.sidecar import checkpoint_folder, metric_fingerprint
+from pico.analysis.engine.table import read_table
 from pico.analysis.metrics.catalogue import METRICS
-from pico.analysis.metrics.table import read_table
 from pico.behaviour.measure import behaviour_identity
 from pico.behaviour.subject import BehaviourSettings
 from pico.capture.places import Place

@@ -1,7 +1,7 @@
 """Metrics of attention, by layer and head: entropy, largest logit, induction; and induction as the loss sees it."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +12,10 @@ from pico.behaviour.scorer import AttentionScorer, Scorer
 from pico.behaviour.subject import Subject, Value, measured, undefined
 
 
-class HeadMeasurement(NamedTuple):
-    """The measurement of one head."""
-
-    layer: int
-    head: int
-    measurement: Measurement
-
-
-def _values(found: list[HeadMeasurement], params: dict[str, Any], split: str | None) -> Iterator[Value]:
-    for one in found:
-        yield Value(one.measurement, params, split, one.layer, one.head)
+def _by_head(values: np.ndarray, n: int, p: int, params: dict[str, Any], split: str | None) -> Iterator[Value]:
+    """Yields a value a head; values: (layers, heads)."""
+    for (layer, head), value in np.ndenumerate(values):
+        yield Value(measured(float(value), n, p), params, split, layer, head)
 
 
 @metric(
@@ -32,20 +25,18 @@ def _values(found: list[HeadMeasurement], params: dict[str, Any], split: str | N
     default=True,
 )
 def attention_entropy(subject: Subject) -> Iterator[Value]:
-    """By head. The first position, whose entropy is 0 whatever the head does, is left out."""
+    """Yields a value a head. The first position, whose entropy is 0 whatever the head does, is left out."""
     if subject.attention is not None:
-        yield from _values(head_entropies(subject.attention), _seen(subject), "val")
+        rows, seq = subject.attention_rows.shape
+        params = {"rows": rows, "seq": seq}
+        yield from _by_head(head_entropies(subject.attention), rows * (seq - 1), seq, params, "val")
 
 
-def head_entropies(summary: AttentionSummary) -> list[HeadMeasurement]:
-    """Computes each head's mean entropy over rows and all positions but the first."""
-    seq = summary.entropy.shape[-1]
-    n = summary.n_rows * (seq - 1)
-    return [
-        HeadMeasurement(layer, head, measured(float(values[1:].mean()) if seq > 1 else 0.0, n, seq))
-        for layer, heads in enumerate(summary.entropy)
-        for head, values in enumerate(heads)
-    ]
+def head_entropies(summary: AttentionSummary) -> np.ndarray:
+    """Computes the mean entropy over rows and all positions but the first: (layers, heads) float64."""
+    return np.array([
+        [float(values[1:].mean()) if len(values) > 1 else 0.0 for values in heads] for heads in summary.entropy
+    ])  # fmt: skip
 
 
 @metric(
@@ -55,23 +46,10 @@ def head_entropies(summary: AttentionSummary) -> list[HeadMeasurement]:
     default=True,
 )
 def max_attention_logit(subject: Subject) -> Iterator[Value]:
-    """By head. Growing without bound, it announces instability."""
+    """Yields a value a head. Growing without bound, it announces instability."""
     if subject.attention is not None:
-        yield from _values(head_logits(subject.attention), _seen(subject), "val")
-
-
-def head_logits(summary: AttentionSummary) -> list[HeadMeasurement]:
-    """Returns each head's largest score over the batch."""
-    seq = summary.entropy.shape[-1]
-    return [
-        HeadMeasurement(layer, head, measured(float(most), summary.n_rows * seq, seq))
-        for layer, heads in enumerate(summary.max_logit)
-        for head, most in enumerate(heads)
-    ]
-
-
-def _seen(subject: Subject) -> dict[str, int]:
-    return {"rows": len(subject.attention_rows), "seq": subject.attention_rows.shape[1]}
+        rows, seq = subject.attention_rows.shape
+        yield from _by_head(subject.attention.max_logit, rows * seq, seq, {"rows": rows, "seq": seq}, "val")
 
 
 @metric(
@@ -81,16 +59,19 @@ def _seen(subject: Subject) -> dict[str, int]:
     default=True,
 )
 def induction_score(subject: Subject) -> Iterator[Value]:
-    """By head, between 0 and 1: a perfect induction head gives 1, uniform attention about 1 / (1.5 length)."""
-    if isinstance(subject.scorer, AttentionScorer):
-        yield from _values(head_induction(subject.scorer, subject.repeated), _random(subject), None)
+    """Yields a value a head: 1 for a perfect induction head, about 1 / (1.5 length) for uniform attention."""
+    rows, width = subject.repeated.shape
+    if rows and isinstance(subject.scorer, AttentionScorer):
+        scores = head_induction(subject.scorer, subject.repeated)
+        yield from _by_head(scores, rows * width // 2, width, _random(subject), None)
 
 
 @torch.no_grad()
-def head_induction(scorer: AttentionScorer, repeated: np.ndarray) -> list[HeadMeasurement]:
-    """Computes each head's induction score; none where there are no rows. Cost: a pass with explicit attention.
+def head_induction(scorer: AttentionScorer, repeated: np.ndarray) -> np.ndarray:
+    """Computes the induction score of every head: (layers, heads) float64. Cost: a pass with explicit attention.
 
-    repeated: see `repeated_tokens`; at position i of the second copy the head should look at i - length + 1.
+    repeated: at least one row, see `repeated_tokens`; at position i of the second copy the head should look at
+    i - length + 1.
     """
     length = repeated.shape[1] // 2
     sums: list[np.ndarray] = []
@@ -100,14 +81,7 @@ def head_induction(scorer: AttentionScorer, repeated: np.ndarray) -> list[HeadMe
             attention = logits[:, :, length:].softmax(-1)
             layers.append(attention.diagonal(1, -2, -1).sum((0, 2), dtype=torch.float64))
         sums.append(torch.stack(layers).cpu().numpy())
-    if not sums:
-        return []
-    n = repeated.shape[0] * length
-    return [
-        HeadMeasurement(layer, head, measured(float(value), n, 2 * length))
-        for layer, heads in enumerate(np.sum(sums, axis=0) / n)
-        for head, value in enumerate(heads)
-    ]
+    return np.sum(sums, axis=0) / (repeated.shape[0] * length)
 
 
 @metric(
@@ -117,7 +91,7 @@ def head_induction(scorer: AttentionScorer, repeated: np.ndarray) -> list[HeadMe
     default=True,
 )
 def induction_loss_score(subject: Subject) -> Iterator[Value]:
-    """Induction as the loss sees it: 0 for none, the loss on random tokens for all. Needs no attention."""
+    """Yields induction as the loss sees it: 0 for none, the loss on random tokens for all. Needs no attention."""
     yield Value(induction_gain(subject.scorer, subject.repeated), _random(subject), None)
 
 
@@ -138,5 +112,5 @@ def induction_gain(scorer: Scorer, repeated: np.ndarray) -> Measurement:
 
 
 def _random(subject: Subject) -> dict[str, int]:
-    rows, length = subject.repeated.shape
-    return {"rows": rows, "length": length // 2, "seed": subject.settings.seed}
+    rows, width = subject.repeated.shape
+    return {"rows": rows, "length": width // 2, "seed": subject.settings.seed}

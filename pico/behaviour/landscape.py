@@ -33,7 +33,7 @@ def _on(subject: Subject, **more: Any) -> dict[str, Any]:
     default=True,
 )
 def critical_sharpness(subject: Subject) -> Iterator[Value]:
-    """The sharpness of the training loss along its gradient; see `sharpness`."""
+    """Yields the sharpness of the training loss along its gradient; see `sharpness`."""
     if subject.objective is not None:
         yield Value(sharpness(subject.objective), _on(subject, direction="gradient"), "train")
 
@@ -73,7 +73,7 @@ def sharpness(
 
 
 def _bracket(change: Callable[[float], float], step: float) -> tuple[float, float] | None:
-    """A step that does not raise the loss and a longer one that does, with none between them tried.
+    """Returns a step that does not raise the loss and a longer one that does, with none between them tried.
 
     A step that leaves the loss exactly where it was says nothing: it may be too short for the rounding of the loss.
     """
@@ -100,7 +100,7 @@ def _bracket(change: Callable[[float], float], step: float) -> tuple[float, floa
     default=True,
 )
 def hessian_top_eigenvalue(subject: Subject) -> Iterator[Value]:
-    """The largest curvature of the training loss; see `top_eigenvalue`."""
+    """Yields the largest curvature of the training loss; see `top_eigenvalue`."""
     if subject.objective is not None:
         tolerance, krylov, seed = subject.settings.hessian_tolerance, subject.settings.krylov, subject.settings.seed
         found = top_eigenvalue(subject.objective, seed=seed, tolerance=tolerance, krylov=krylov)
@@ -155,7 +155,7 @@ def top_eigenvalue(
     default=True,
 )
 def hessian_trace(subject: Subject) -> Iterator[Value]:
-    """The summed curvature of the training loss, with its standard error over the probes."""
+    """Yields the summed curvature of the training loss, with its standard error over the probes."""
     if subject.objective is not None:
         given = {"probes": subject.settings.trace_probes, "seed": subject.settings.seed}
         trace = hutchinson_trace(subject.objective, **given)
@@ -195,7 +195,9 @@ def hutchinson_trace(objective: Objective, *, probes: int = 16, seed: int = 0) -
     types="C",
 )
 def local_learning_coefficient(subject: Subject) -> Iterator[Value]:
-    """The degeneracy of the training loss around w, with its standard error over the chains; see `local_learning`."""
+    """Yields the degeneracy of the training loss around w, with its standard error over the chains; see
+    `local_learning`.
+    """
     if subject.objective is not None:
         settings, seed = subject.settings.langevin, subject.settings.seed
         found = local_learning(subject.objective, settings, seed=seed)
@@ -237,7 +239,7 @@ def local_learning(objective: Objective, settings: Langevin | None = None, *, se
 
 
 def _chain(objective: Objective, settings: Langevin, n_beta: float, seed: list[int]) -> float:
-    """The mean loss along one chain; NaN where it diverged."""
+    """Returns the mean loss along one chain; NaN where it diverged."""
     generator = np.random.Generator(np.random.PCG64(seed))
     origin = flat(objective.parameters)
     noise = torch.Generator(device="cpu").manual_seed(int(generator.integers(2**62)))

@@ -26,7 +26,7 @@ PROMPT, CONTINUATION = 32, 32
     default=True,
 )
 def nll(subject: Subject) -> Iterator[Value]:
-    """The loss; its exponential is the perplexity."""
+    """Yields the loss; its exponential is the perplexity."""
     yield Value(_mean(subject.predictions.nll, subject.scorer.vocab_size), subject.on)
 
 
@@ -45,7 +45,7 @@ class Bin(NamedTuple):
     default=True,
 )
 def nll_by_position(subject: Subject) -> Iterator[Value]:
-    """One value a bin of `position_edges`."""
+    """Yields a value a bin of `position_edges`."""
     for one in by_position(subject.predictions):
         yield Value(one.measurement, subject.on | {"bin": [one.low, one.high]})
 
@@ -72,7 +72,7 @@ def by_position(predictions: Predictions, edges: Sequence[int] | None = None) ->
     default=True,
 )
 def nll_by_frequency(subject: Subject) -> Iterator[Value]:
-    """One value a bin of FREQUENCIES; none without n-grams."""
+    """Yields a value a bin of FREQUENCIES; none without n-grams."""
     if subject.ngrams is not None:
         for one in by_frequency(subject.predictions, subject.ngrams.frequency):
             yield Value(one.measurement, _counted(subject) | {"bin": [one.low, one.high]})
@@ -95,7 +95,7 @@ def by_frequency(predictions: Predictions, frequency: np.ndarray, edges: Sequenc
     default=True,
 )
 def in_context_score(subject: Subject) -> Iterator[Value]:
-    """Negative where a longer context helps; see `context_score`."""
+    """Yields a value that is negative where a longer context helps; see `context_score`."""
     half_width = int(subject.settings.in_context_half_width * subject.on["seq"])
     yield Value(context_score(subject.predictions, half_width), subject.on | {"half_width": half_width})
 
@@ -125,7 +125,7 @@ def context_score(predictions: Predictions, half_width: int = 0) -> Measurement:
     default=True,
 )
 def expected_calibration_error(subject: Subject) -> Iterator[Value]:
-    """One value with bins of equal width, one with bins of equal mass; see `calibration_error`."""
+    """Yields a value with bins of equal width, and one with bins of equal mass; see `calibration_error`."""
     found, bins = subject.predictions, subject.settings.calibration_bins
     for binning in ("width", "mass"):
         error = calibration_error(found.confidence, found.correct, bins, binning, found.vocab_size)
@@ -162,7 +162,7 @@ def calibration_error(
     default=True,
 )
 def kl_to_unigram(subject: Subject) -> Iterator[Value]:
-    """0 for a model that has learnt token frequencies and nothing else. None without n-grams."""
+    """Yields 0 for a model that has learnt token frequencies and nothing else. No value without n-grams."""
     if subject.predictions.unigram_kl is not None:
         yield Value(_mean(subject.predictions.unigram_kl, subject.scorer.vocab_size), _counted(subject))
 
@@ -174,7 +174,7 @@ def kl_to_unigram(subject: Subject) -> Iterator[Value]:
     default=True,
 )
 def kl_to_bigram(subject: Subject) -> Iterator[Value]:
-    """0 for a model that looks at the last token alone and knows what follows it. None without n-grams."""
+    """Yields 0 for a model that looks at the last token alone, and knows what follows. No value without n-grams."""
     if subject.predictions.bigram_kl is not None:
         yield Value(_mean(subject.predictions.bigram_kl, subject.scorer.vocab_size), _counted(subject))
 
@@ -192,7 +192,7 @@ def _counted(subject: Subject) -> dict[str, int]:
     default=True,
 )
 def kl_to_checkpoint(subject: Subject) -> Iterator[Value]:
-    """One value a checkpoint that is compared with."""
+    """Yields a value a checkpoint that is compared with."""
     yield from _divergences(subject, other_run=False)
 
 
@@ -204,7 +204,7 @@ def kl_to_checkpoint(subject: Subject) -> Iterator[Value]:
     default=True,
 )
 def kl_to_seed(subject: Subject) -> Iterator[Value]:
-    """One value a run that is compared with."""
+    """Yields a value a run that is compared with."""
     yield from _divergences(subject, other_run=True)
 
 
@@ -231,7 +231,7 @@ def kl_divergence(scorer: Scorer, other: Scorer, rows: np.ndarray) -> Measuremen
     default=True,
 )
 def memorisation(subject: Subject) -> Iterator[Value]:
-    """Of training rows, and of held-out rows: what any model of the language continues correctly."""
+    """Yields the share of training rows, and that of held-out rows, which any model of the language reaches."""
     if subject.training_rows is None:
         return
     for split, given in (("train", subject.training_rows), ("val", subject.rows)):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pico.analysis.engine.plugins import load_metric_files
+from pico.analysis.engine.table import Row
 from pico.analysis.metrics.registry import BEHAVIOUR, Measurement, Metric, default_metrics, get_metric
-from pico.analysis.metrics.table import Row
 from pico.behaviour import attention, landscape, likelihood
 from pico.behaviour.predictions import NGrams
 from pico.behaviour.scorer import DifferentiableScorer, Scorer, as_scorer
@@ -44,7 +44,7 @@ def measure_behaviour(
     exclude: tuple[int, ...] = (),
     settings: BehaviourSettings | None = None,
 ) -> list[Row]:
-    """Returns rows of the table (pico.analysis.metrics.table) with component "model".
+    """Returns rows of the table (pico.analysis.engine.table) with component "model".
 
     model: a Decoder or a Scorer. rows: held-out rows (n, seq + 1). training_rows: the first rows of training, in
     order, for memorisation and the landscape. ngrams: of the training rows, for frequency bins and the n-gram

@@ -31,7 +31,7 @@ class NGrams:
     """
 
     def __init__(self, rows: np.ndarray, vocab_size: int) -> None:
-        """rows: (n, length) ids; pairs do not cross rows. Raises PicoError for ids outside the vocabulary."""
+        """Counts rows (n, length) of ids; pairs do not cross rows. Raises PicoError for ids outside the vocabulary."""
         rows = np.asarray(rows, np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= vocab_size):
             raise PicoError(f"token ids run from {rows.min()} to {rows.max()}; the vocabulary has {vocab_size}")
@@ -52,7 +52,7 @@ class NGrams:
         return self.counts / max(1, self.n_tokens)
 
     def bigram(self, previous: np.ndarray) -> np.ndarray:
-        """The next-token distribution after each of `previous`, (m,) ids: (m, V) float64, rows sum to 1."""
+        """Returns the next-token distribution after each of `previous`, (m,) ids: (m, V) float64, rows sum to 1."""
         previous = np.asarray(previous, np.int64)
         row, token, extra, base = self._seen(previous)
         found = base[:, None] * self.unigram
@@ -60,7 +60,7 @@ class NGrams:
         return found
 
     def divergences(self, previous: np.ndarray, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """KL(p || unigram) and KL(p || bigram after `previous`) in nats: float64 (m,) each.
+        """Computes KL(p || unigram) and KL(p || bigram after `previous`) in nats: float64 (m,) each.
 
         log_p: (m, V) log-probabilities after each of `previous`, (m,) ids. No (m, V) bigrams are made: they are the
         unigrams times a constant but where a pair was seen.
@@ -78,7 +78,9 @@ class NGrams:
         return to_unigram, to_unigram - tensor(np.log(base)) * p.sum(-1) - known
 
     def _seen(self, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The bigrams after each of `previous` are base[i] x unigram, with extra[j] added at (row[j], token[j])."""
+        """Returns the bigrams after each of `previous` are base[i] x unigram, with extra[j] added at (row[j],
+        token[j]).
+        """
         weight = 1.0 / (self._totals[previous] + PRIOR)
         lengths = self._starts[previous + 1] - self._starts[previous]
         row = np.repeat(np.arange(len(previous)), lengths)
@@ -98,7 +100,7 @@ class Predictions:
     confidence: np.ndarray
     """The largest probability, float64."""
     correct: np.ndarray
-    """Whether the most probable token was the target (the lowest id among equals)."""
+    """True where the most probable token was the target (the lowest id among equals)."""
     unigram_kl: np.ndarray | None
     """KL(model || unigram) in nats, float64; None without n-grams. Likewise `bigram_kl`."""
     bigram_kl: np.ndarray | None
@@ -141,7 +143,7 @@ def predict(scorer: Scorer, rows: np.ndarray, ngrams: NGrams | None = None) -> P
 
 @torch.no_grad()
 def divergence(scorer: Scorer, other: Scorer, rows: np.ndarray) -> np.ndarray:
-    """KL(scorer || other) in nats at each predicted position: float64 (rows, seq), rows being (n, seq + 1).
+    """Computes KL(scorer || other) in nats at each predicted position of rows (n, seq + 1): float64 (n, seq).
 
     Cost: one forward pass of each; memory as `predict`, twice. Raises PicoError for rows that either cannot read.
     """
@@ -158,7 +160,7 @@ def divergence(scorer: Scorer, other: Scorer, rows: np.ndarray) -> np.ndarray:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum p (log p - log q) over the last axis; where p is 0 the term is 0, also where log p is -inf."""
+    """Sums p (log p - log q) over the last axis; where p is 0 the term is 0, also where log p is -inf."""
     p = log_p.exp()
     return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1, dtype=torch.float64)
 
@@ -174,7 +176,6 @@ class AttentionSummary(NamedTuple):
     """Mean over rows of the entropy of the attention from each position, nats: (layers, heads, seq) float64."""
     max_logit: np.ndarray
     """The largest score before the softmax: (layers, heads) float64."""
-    n_rows: int
 
 
 @torch.no_grad()
@@ -189,11 +190,11 @@ def summarise_attention(scorer: AttentionScorer, input_ids: np.ndarray) -> Atten
         layers = [(_entropy(logits).sum(0), logits.amax((0, 2, 3))) for logits in scorer.attention_logits(part)]
         entropies.append(torch.stack([entropy for entropy, _ in layers]).cpu().numpy())
         largest.append(torch.stack([most for _, most in layers]).double().cpu().numpy())
-    return AttentionSummary(np.sum(entropies, axis=0) / len(input_ids), np.max(largest, axis=0), len(input_ids))
+    return AttentionSummary(np.sum(entropies, axis=0) / len(input_ids), np.max(largest, axis=0))
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    """-sum a ln a over keys, a the attention: (batch, heads, seq, seq) -> (batch, heads, seq) float64."""
+    """Sums -a ln a over keys, a the attention: (batch, heads, seq, seq) -> (batch, heads, seq) float64."""
     return torch.special.entr(logits.softmax(-1)).sum(-1, dtype=torch.float64)
 
 
@@ -214,7 +215,7 @@ def repeated_tokens(
 
 
 def attention_batches(input_ids: np.ndarray) -> Iterator[Tensor]:
-    """Rows, few enough that one head's scores number at most SCORES_AT_ONCE."""
+    """Yields rows, few enough that one head's scores number at most SCORES_AT_ONCE."""
     rows = torch.from_numpy(np.array(input_ids, np.int64))
     if len(rows):
         yield from rows.split(max(1, SCORES_AT_ONCE // rows.shape[1] ** 2))

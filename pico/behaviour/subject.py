@@ -125,7 +125,10 @@ class Subject:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the model predicts on `rows`. Cost: one forward pass; n-grams add one over the log-probabilities."""
+        """The predictions of the model on `rows`.
+
+        Cost: one forward pass, and one over log-probabilities for n-grams.
+        """
         return predict(self.scorer, self.rows, self.ngrams)
 
     @cached_property

@@ -17,8 +17,8 @@ import torch
 from pico.analysis.engine.components import get_component
 from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.engine.table import read_table
 from pico.analysis.metrics.registry import STATES, default_metrics, get_metric
-from pico.analysis.metrics.table import read_table
 from pico.capture.places import Place
 from pico.capture.run import Settings, capture_identity, capture_into, captured_run, device
 from pico.checkpoint import MANIFEST, Checkpoint, step_name, verify, write_checkpoint
@@ -185,7 +185,7 @@ def analyze_place(
 ) -> Analysed:
     """Captures what is needed, measures it, and writes `out/step_*.parquet`, as `pico analyze` does.
 
-    The table is that of a run (see pico.analysis.metrics.table). metrics: None for the default ones. Working state is
+    The table is that of a run (see pico.analysis.engine.table). metrics: None for the default ones. Working state is
     below `root`: an interrupted analysis goes on there, and other metrics of the same checkpoints find their states
     captured. Raises PicoError for unknown names, for what cannot be read, and where `out` holds anything but an earlier
     analysis.
@@ -198,7 +198,9 @@ def analyze_place(
         get_metric(metric)
     for component in components:
         get_component(component)
-    run, layers = captured_run(place, settings, root, lambda *told: report("capture", *told) if report else None)
+    run, layers = captured_run(
+        place, settings, root, lambda *progress: report("capture", *progress) if report else None
+    )
     work = analysis_folder(run, name, metrics, components, root, layers=layers, files=files, device=device())
     written = analyze_run(
         run,
@@ -209,7 +211,7 @@ def analyze_place(
         layers=layers,
         files=files,
         device=device(),
-        report=lambda *told: report("measure", *told) if report else None,
+        report=lambda *progress: report("measure", *progress) if report else None,
     )
     about = {
         "name": name,

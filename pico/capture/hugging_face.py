@@ -24,7 +24,10 @@ OBSERVED = "pico_observed"
 
 
 def load_config(folder: Path) -> Any:
-    """The transformers configuration of a folder. Raises PicoError for an architecture that transformers lacks."""
+    """Returns the transformers configuration of a folder.
+
+    Raises PicoError for an architecture that transformers lacks.
+    """
     transformers = _transformers()
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -38,7 +41,7 @@ def load_config(folder: Path) -> Any:
 
 
 def load_model(folder: Path, device: str) -> tuple[Any, torch.dtype]:
-    """The model in float32 and eval mode on `device`, and the type in which its weights are stored.
+    """Returns the model in float32 and eval mode on `device`, and the type in which its weights are stored.
 
     Raises PicoError where it cannot be loaded, and where weights of it are missing, which transformers would make up.
     """
@@ -87,7 +90,7 @@ def _model_type(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class States:
-    """What is written of one checkpoint; see pico.checkpoint for the names."""
+    """The states of one checkpoint; see pico.checkpoint for the names."""
 
     weights: Mapping[str, Tensor]
     """Parameter name -> weight, in the type in which it was stored."""
@@ -108,17 +111,17 @@ class Blocks:
             raise PicoError(f"{architecture.layers} is not a list of blocks", mend="correct the mapping's `layers`")
 
     def module(self, layer: int, name: str) -> nn.Module:
-        """The Hugging Face module whose outputs, or some of them, are pico's module `name`."""
+        """Returns the Hugging Face module whose outputs, or some of them, are pico's module `name`."""
         return _submodule(self.blocks[layer], self.architecture.modules[name])
 
     def weight(self, layer: int, name: str, values: Tensor | None = None) -> Tensor:
-        """(out, in): the weight of pico's module `name`, or what `values`, in the module's own layout, are of it."""
+        """Returns the weight (out, in) of pico's module `name`, or that part of `values` in the module's layout."""
         whole = self.module(layer, name).weight if values is None else values
         assert isinstance(whole, Tensor)
         return self.outputs(name, whole.detach().T if not self.architecture.transposed else whole.detach()).T
 
     def outputs(self, name: str, values: Tensor) -> Tensor:
-        """Of (..., outputs of the module), those of pico's module `name`, in pico's order."""
+        """Returns those of (..., outputs of the module) that are pico's module `name`, in pico's order."""
         rows = output_rows(self.architecture, self.shape, name)
         if rows is None:
             return values
@@ -200,7 +203,7 @@ def capture_states(
 
 
 def _losses(model: Any, rows: Tensor, micro_batch_size: int) -> Any:
-    """The parts of the mean cross-entropy over all targets, one a micro-batch."""
+    """Returns the parts of the mean cross-entropy over all targets, one a micro-batch."""
     device = next(model.parameters()).device
     count = rows.shape[0] * (rows.shape[1] - 1)
     with torch.enable_grad():
@@ -256,7 +259,7 @@ class HuggingFaceScorer:
 
     @torch.no_grad()
     def attention_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """See AttentionScorer. Holds the scores of all layers of these rows until the last is taken.
+        """Yields as AttentionScorer does. Holds the scores of all layers of these rows until the last is taken.
 
         For the length of one forward pass the model uses an attention of ours: the eager formula, whose scores are
         kept. Raises PicoError for models that do not take their attention from transformers' AttentionInterface, or add

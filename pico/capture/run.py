@@ -27,16 +27,16 @@ from pico.model.decoder import load_decoder
 from pico.train.capture import activation_metadata, capture
 
 Report = Callable[[int, int], None]
-"""Told (checkpoints captured, checkpoints in all)."""
+"""Called with (checkpoints captured, checkpoints in all)."""
 MODULES = ("attention.v_proj", "attention.o_proj", "swiglu.w_2")
 """Captured by default: what pico's own runs capture."""
 SPLIT = "val"
-"""What the table calls the batch: nobody trained on it here."""
+"""The table's name for the batch: nobody trained on it here."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is captured, on what."""
+    """The choice of what is captured, and on what text."""
 
     text: Path | None = None
     """UTF-8, or Parquet with input_ids; see pico.capture.text. None: the default text, and for a pico run or published
@@ -62,7 +62,7 @@ class Settings:
 def captured_run(
     place: Place, settings: Settings, root: Path = Path("runs"), report: Report | None = None
 ) -> tuple[Path, list[int]]:
-    """A run folder (it holds checkpoints/) with the place's states, and the layers that are in it.
+    """Returns a run folder (it holds checkpoints/) with the place's states, and the layers that are in it.
 
     Made below `root`, in a folder named by all that the states depend on; steps that are there are kept. Raises
     PicoError for what cannot be read, and for an architecture that is not known.
@@ -196,7 +196,7 @@ def _rows(folder: Path, settings: Settings, context: int, vocab_size: int) -> Te
 
 
 def device() -> str:
-    """Where models run: the GPU, where there is one."""
+    """Returns the device of models: the GPU, where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

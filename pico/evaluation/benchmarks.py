@@ -58,7 +58,7 @@ class Benchmark:
     """One task over the documents that are used of it."""
 
     def __init__(self, name: str, folder: Path, *, metric: str, limit: int | None, seed: int) -> None:
-        """folder: has `<name>/<split>.parquet`; metric: the one to be drawn; limit, seed: see `choose_rows`.
+        """Reads `folder/<name>/<split>.parquet`; metric: the one to be drawn; limit, seed: see `choose_rows`.
 
         Raises PicoError for an unknown name or metric, and data that don't fit the task.
         """
@@ -81,7 +81,7 @@ class Benchmark:
             )
         self.name, self.metric = name, metric
         try:
-            with quiet():
+            with silenced():
                 self.task = LocalTask(config, rows)
                 self.task.build_all_requests(rank=0, world_size=1)
         except Exception as error:  # whatever a template makes of columns that are not those of the task
@@ -105,7 +105,7 @@ class Benchmark:
 
     @functools.cached_property
     def requests(self) -> Requests:
-        """What a model is asked."""
+        """The requests to a model."""
         found: Requests = {}
         for instance in self.task.instances:
             found.setdefault(instance.request_type, []).extend([tuple(instance.args)] * instance.repeats)
@@ -116,7 +116,7 @@ class Benchmark:
 
         bootstrap: resamples for the standard error of metrics that have no closed form.
         """
-        with quiet(), _no_process_pool():
+        with silenced(), _no_process_pool():
             found = evaluate(
                 lm=AnsweredLM(self.requests, answers),
                 task_dict={"tasks": {self.name: self.task}},
@@ -136,7 +136,7 @@ class Benchmark:
 
 
 def choose_rows(rows: pa.Table, *, limit: int | None, seed: int, name: str) -> pa.Table:
-    """The first `limit` rows of a shuffle fixed by seed and name, in the order of the file; all where limit is None.
+    """Returns the first `limit` rows of a shuffle fixed by seed and name, in the file's order; all for None.
 
     lm-eval's own limit takes the first rows of the file, which are often of one kind.
     """
@@ -158,13 +158,13 @@ def _read(path: Path) -> pa.Table:
 
 
 def _number(value: Any) -> float | None:
-    """A finite float; None for lm-eval's "N/A" and for an overflown perplexity, which JSON has no word for."""
+    """Returns a finite float; None for lm-eval's "N/A" and for an overflown perplexity, which JSON has no word for."""
     return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without lm-eval's progress bars, prints and notes: a stage shows progress of its own. Warnings stay."""
+def silenced() -> Iterator[None]:
+    """Silences lm-eval's progress bars, prints and notes: a stage shows progress of its own. Warnings stay."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -177,7 +177,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_process_pool() -> Iterator[None]:
-    """lm-eval bootstraps in a pool of forked processes unless this variable is set; forking beside threads may hang."""
+    """Keeps lm-eval from bootstrapping in a pool of forked processes, which may hang beside threads."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -210,7 +210,7 @@ class AnsweredLM(LM):
     """A model whose answers are known. The requests must be those that the answers were given to, in their order."""
 
     def __init__(self, requests: Mapping[str, Sequence[tuple]], answers: Mapping[str, Iterable[Any]]) -> None:
-        """requests, answers: kind of request -> arguments, and what the model said to each."""
+        """Takes, by kind of request, the arguments and what the model answered to each."""
         super().__init__()
         self.known, self.answers = requests, answers
 

@@ -19,10 +19,11 @@ from pico.model import load_decoder
 
 
 def choose_steps(steps: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `steps`, ascending. One alone is the last; of two or more, the first and the last are two.
+    """Returns at most `count` of `steps`, ascending.
 
-    The others are those nearest, in log(1 + step), to evenly spaced marks between these two: early training, where most
-    changes, gets as much room as late training. Never fewer than asked for while there are enough steps.
+    One alone is the last; of two or more, the first and the last are two. The others are those nearest, in log(1 +
+    step), to evenly spaced marks between these two: early training, where most changes, gets as much room as late
+    training. Never fewer than asked for while there are enough steps.
     """
     left = sorted(set(steps))
     if count < 1:
@@ -62,27 +63,18 @@ def answers_identity(
     }
 
 
-def evaluate_heldout(checkpoint: Path, tokens: Path, device: str) -> dict[str, dict[str, float | int]]:
-    """The `heldout` entry of results.json. tokens: the folder `data/tokens`; device: "cpu" or "cuda"."""
-    heldout = {domain: (rows, int(n_bytes.sum())) for domain, (rows, n_bytes) in heldout_rows(tokens).items()}
-    return heldout_scores(load_decoder(Checkpoint(checkpoint)).to(device), heldout)
-
-
-def answer_requests(
-    checkpoint: Path, tokens: Path, device: str, requests: Mapping[str, Sequence[tuple]], batch_size: int
-) -> dict[str, list[Any]]:
-    """What the checkpoint says to each request: kind of request -> answers, in the order of the requests."""
-    tokenizer = load_tokenizer(tokens / "tokenizer")
-    eos_id = tokenizer_meta(tokens / "tokenizer")["eos_id"]
-    model = load_decoder(Checkpoint(checkpoint)).to(device)
-    answerer = Answerer(model, tokenizer, eos_id, batch_size=batch_size)
-    return {kind: answerer.answer(kind, arguments) for kind, arguments in sorted(requests.items())}
-
-
 def evaluate_part(
     checkpoint: Path, tokens: Path, device: str, requests: Mapping[str, Sequence[tuple]] | None, batch_size: int
 ) -> dict[str, Any]:
-    """`answer_requests`, or `evaluate_heldout` where there are none."""
+    """Evaluates one checkpoint on one part; tokens: the folder `data/tokens`; device: "cpu" or "cuda".
+
+    Returns the answers by kind of request, in the order of the requests; without requests, the `heldout` entry of
+    results.json.
+    """
+    model = load_decoder(Checkpoint(checkpoint)).to(device)
     if requests is None:
-        return evaluate_heldout(checkpoint, tokens, device)
-    return answer_requests(checkpoint, tokens, device, requests, batch_size)
+        heldout = {domain: (rows, int(n_bytes.sum())) for domain, (rows, n_bytes) in heldout_rows(tokens).items()}
+        return heldout_scores(model, heldout)
+    tokenizer, eos_id = load_tokenizer(tokens / "tokenizer"), tokenizer_meta(tokens / "tokenizer")["eos_id"]
+    answerer = Answerer(model, tokenizer, eos_id, batch_size=batch_size)
+    return {kind: answerer.answer(kind, arguments) for kind, arguments in sorted(requests.items())}

@@ -28,7 +28,7 @@ Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
 class Window(NamedTuple):
-    """What is scored at once: each id of `continuation`, given all before it. Together at most max_seq_len + 1 ids."""
+    """Tokens that are scored at once: each id of `continuation`, given all before it. At most max_seq_len + 1 ids."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -47,14 +47,14 @@ class Row(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of a continuation: its log-probability in nats, and whether greedy decoding would have produced it."""
+    """A continuation's log-probability in nats, and whether greedy decoding would have produced it."""
 
     log_probability: float
     greedy: bool
 
 
 def windows(context: Sequence[int], continuation: Sequence[int], max_seq_len: int) -> list[Window]:
-    """The windows that score each token of `continuation` once, with at most max_seq_len ids before it.
+    """Returns the windows that score each token of `continuation` once, with at most max_seq_len ids before it.
 
     Usually one, its context cut from the left. A continuation longer than max_seq_len is cut into disjoint windows,
     each given at least one earlier token, the last one a full window: the rolling likelihood of lm-eval. `context`
@@ -69,7 +69,7 @@ def windows(context: Sequence[int], continuation: Sequence[int], max_seq_len: in
 
 
 def rows_of(wanted: Iterable[Window], max_seq_len: int) -> list[Row]:
-    """The distinct windows as rows, longest first within those of several windows and within those of one.
+    """Returns the distinct windows as rows, longest first within those of several windows and within those of one.
 
     Windows of one context share a row while it is no longer than 4 times the context, and max_seq_len: they are run one
     after another, and beyond, more would be lost by that than the context saves.
@@ -107,7 +107,7 @@ def score(model: Decoder, requests: Sequence[tuple[Sequence[int], Sequence[int]]
 
 
 def _score_batch(model: Decoder, rows: Sequence[Row]) -> dict[Window, Score]:
-    """One forward pass; logits are worked out only at positions whose next token is scored."""
+    """Runs one forward pass; logits are computed only at positions whose next token is scored."""
     hidden = hidden_of_branches(model, [(row.context, [c[:-1] for c in row.continuations]) for row in rows])
     batch: list[Window] = []
     where: list[tuple[int, int]] = []
@@ -130,7 +130,7 @@ def _score_batch(model: Decoder, rows: Sequence[Row]) -> dict[Window, Score]:
 
 
 def _score_positions(model: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability (float64, on the CPU) and greediness of each target. hidden: (n, d_model); targets: (n,)."""
+    """Returns log-probability (float64, CPU) and greediness of each target. hidden: (n, d_model); targets: (n,)."""
     rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     log_probabilities, greedy = [], []
     for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -142,7 +142,7 @@ def _score_positions(model: Decoder, hidden: Tensor, targets: Tensor) -> tuple[T
 
 
 def hidden_of_branches(model: Decoder, trees: Sequence[Tree]) -> Tensor:
-    """`Decoder.hidden` for each tree as a row: its context, then its continuations one after another.
+    """Computes `Decoder.hidden` for each tree as a row: its context, then its continuations one after another.
 
     Returns (len(trees), width of the widest, d_model) on the model's device; what is right of a row's end is nothing.
     No branch may be longer than max_seq_len, context included, and no context empty.
@@ -174,7 +174,7 @@ def hidden_of_branches(model: Decoder, trees: Sequence[Tree]) -> Tensor:
 
 
 def _padded(texts: Sequence[Sequence[int]], model: Decoder) -> tuple[Tensor, Tensor]:
-    """Token ids as rows padded on the right, on the model's device, and how many of each row are real, on the CPU."""
+    """Pads token ids to rows, on the model's device; returns these, and how many of each are real, on the CPU."""
     counts = torch.tensor([len(text) for text in texts])
     ids = torch.zeros(len(texts), int(counts.max()), dtype=torch.int64)
     for row, text in enumerate(texts):

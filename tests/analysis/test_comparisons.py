@@ -8,10 +8,10 @@ from synthetic_runs import write_run
 
 from pico.analysis.engine.run import analysis_folder, analyze_run
 from pico.analysis.engine.sidecar import gram_factor
+from pico.analysis.engine.table import read_table
 from pico.analysis.metrics.catalogue import compute
 from pico.analysis.metrics.matrix import Matrix
 from pico.analysis.metrics.registry import METRICS
-from pico.analysis.metrics.table import read_table
 from pico.checkpoint import checkpoints
 from pico.errors import PicoError
 

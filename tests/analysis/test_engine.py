@@ -9,8 +9,8 @@ import pytest
 from synthetic_runs import LAYERS, write_run
 
 from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.engine.table import IDENTITY, SCHEMA, read_table, write_table
 from pico.analysis.metrics.catalogue import STATES, compute, metrics_of
-from pico.analysis.metrics.table import IDENTITY, SCHEMA, read_table, write_table
 from pico.errors import PicoError
 from pico.files import read_json, write_json
 

@@ -14,9 +14,9 @@ from synthetic_runs import write_run
 from pico.analysis.engine.components import COMPONENTS
 from pico.analysis.engine.plugins import load_metric_files, read_metric_files
 from pico.analysis.engine.run import analyze_run
+from pico.analysis.engine.table import read_table
 from pico.analysis.listing import list_metrics
 from pico.analysis.metrics.catalogue import METRICS, compute
-from pico.analysis.metrics.table import read_table
 from pico.behaviour import BehaviourSettings, measure_behaviour
 from pico.errors import PicoError
 from pico.model import Decoder, DecoderConfig
@@ -53,7 +53,7 @@ def page_file(tmp_path: Path) -> Path:
 
 def test_the_pages_example_measures_a_run(page_file: Path) -> None:
     added = load_metric_files(read_metric_files(["my_metrics.py"], page_file))
-    assert (added.metrics, added.components) == (("accuracy", "drift", "top_share"), ("keys",))
+    assert added == (("accuracy", "drift", "top_share"), ("keys",))
     assert compute("top_share", np.diag([3.0, 1.0, 1.0, 1.0]), k=1).value == pytest.approx(0.75)
     assert compute("top_share", np.zeros((3, 2))).status == "zero"
     rows = np.eye(4, 6)

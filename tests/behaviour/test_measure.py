@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pico.analysis.engine.table import SCHEMA, read_table, write_table
 from pico.analysis.metrics import catalogue  # noqa: F401 (metrics of states are registered, too)
 from pico.analysis.metrics.registry import BEHAVIOUR, STATUSES, default_metrics, metrics_of
-from pico.analysis.metrics.table import SCHEMA, read_table, write_table
 from pico.behaviour.measure import BehaviourTask, measure_behaviour, measure_checkpoint
 from pico.behaviour.predictions import NGrams
 from pico.behaviour.subject import BehaviourSettings, Compared, Langevin

@@ -11,7 +11,7 @@ import pytest
 
 from flows.analyze import behaviour_settings
 from pico.analysis.engine.run import analyze_run, find_checkpoints
-from pico.analysis.metrics.table import read_table
+from pico.analysis.engine.table import read_table
 from pico.behaviour.measure import BehaviourTask, measure_checkpoint
 from pico.checkpoint import Checkpoint
 from pico.config import load_params

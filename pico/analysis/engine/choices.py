@@ -25,7 +25,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Target:
-    """What activations are compared with."""
+    """A checkpoint that activations are compared with."""
 
     place: Place
     run: str | None = None
@@ -35,7 +35,7 @@ class Target:
 
 
 def other_runs(compare: Sequence[str | int]) -> list[str]:
-    """The names, or paths, of the other runs that `compare` mentions."""
+    """Returns the names, or paths, of the other runs that `compare` mentions."""
     return [entry.removeprefix(RUN) for entry in compare if isinstance(entry, str) and entry.startswith(RUN)]
 
 
@@ -47,7 +47,7 @@ def targets_of(
     others: Mapping[str, Mapping[int, Place]],
     pair_layers: Sequence[int] = (),
 ) -> tuple[Target, ...]:
-    """What layer `layer` of checkpoint `index` is compared with, each once, in the order of the settings.
+    """Returns the targets of layer `layer` of checkpoint `index`, each once, in the order of the settings.
 
     places: the run's checkpoints, by step. others: run name -> step -> checkpoint; it is the same step of the other run
     that is compared with, where there is one. pair_layers: compared with as well, within the checkpoint. Raises
@@ -70,7 +70,7 @@ def targets_of(
 
 
 def _own(entry: str | int, index: int, places: Sequence[Place]) -> Sequence[Place]:
-    """The checkpoints of the same run that an entry means."""
+    """Returns the checkpoints of the same run that an entry means."""
     if entry == "last":
         return places[-1:]
     if entry == "first":
@@ -97,7 +97,7 @@ def _step(place: Place) -> int:
 
 
 def choose_layers(chosen: str | Sequence[int], n_layers: int) -> list[int]:
-    """The layers' numbers, ascending, from 0; both ends of a range belong to it.
+    """Returns the layers' numbers, ascending, from 0; both ends of a range belong to it.
 
     Raises PicoError for text that is not understood, and for layers that a model of `n_layers` does not have.
     """

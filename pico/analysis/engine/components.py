@@ -36,11 +36,11 @@ class State:
     """Split -> captured module -> (out, in), of the mean loss."""
     layer: int = 0
     checkpoint: Checkpoint | None = None
-    """Where it was read from, for components that look beyond their layer."""
+    """The checkpoint that it was read from, for components that look beyond their layer."""
 
 
 class Key(NamedTuple):
-    """Which matrix of a layer: the same key in two checkpoints means two matrices that can be compared."""
+    """The name of a matrix of a layer: the same key in two checkpoints means two matrices that can be compared."""
 
     component: str
     data_type: str
@@ -127,7 +127,7 @@ def read_state(checkpoint: Checkpoint, layer: int, modules: tuple[str, ...] | No
 
 
 def _suffixes(tensors: dict[str, Tensor], prefix: str, ending: str) -> dict[str, Tensor]:
-    """The tensors under the names that they have within the layer, in order of name; the layer itself is ""."""
+    """Returns the tensors under the names that they have within the layer, in order of name; the layer itself is ""."""
 
     def inside(name: str) -> bool:
         return f"{name}.".startswith(prefix) and (prefix != "" or not name.startswith("layers."))
@@ -141,7 +141,7 @@ def _suffixes(tensors: dict[str, Tensor], prefix: str, ending: str) -> dict[str,
 
 @component
 def simple(state: State) -> Iterator[Part]:
-    """Each captured module's own weight, output and gradient."""
+    """Yields each captured module's own weight, output and gradient."""
 
     def part(data_type: str, split: str | None, module: str, tensor: Tensor) -> Part:
         return Key("simple", data_type, split, None, module), lambda: Matrix.of(tensor)
@@ -157,13 +157,13 @@ def simple(state: State) -> Iterator[Part]:
 
 @component
 def ov_circuit(state: State) -> Iterator[Part]:
-    """What a head writes for what it reads: W_O,h W_V,kv(h), (d_model, d_model), rank <= head_dim (Elhage et al. 2021).
+    """Yields what a head writes for what it reads: W_O,h W_V,kv(h), (d_model, d_model), rank <= head_dim.
 
-    Weights: that product. Activations: the head's value rows through W_O,h, (rows, d_model): what it would write if it
-    attended to that row alone. Gradients: the product's first-order change along its factors' gradients,
-    dW_O W_V + W_O dW_V; not the gradient with respect to the product. Per head, and (head None) summed over heads.
-    Heads are slices of head_dim of v_proj's rows and of o_proj's columns; query head h reads key/value head
-    h // (n_heads / n_kv_heads).
+    Source: Elhage et al. 2021. Weights: that product. Activations: the head's value rows through W_O,h, (rows,
+    d_model): what it would write if it attended to that row alone. Gradients: the product's first-order change along
+    its factors' gradients, dW_O W_V + W_O dW_V; not the gradient with respect to the product. Per head, and (head None)
+    summed over heads. Heads are slices of head_dim of v_proj's rows and of o_proj's columns; query head h reads
+    key/value head h // (n_heads / n_kv_heads).
     """
     v_weight, o_weight = _needed(state.weights, "weights", state), _needed(state.weights, "weights", state, O_PROJ)
     dtype = str(v_weight.dtype).removeprefix("torch.")  # sums over heads are float64; the data are not
@@ -185,14 +185,16 @@ def _product(key: Key, left: Tensor, right: Tensor, dtype: str) -> Part:
 
 
 def _values(tensor: Tensor, head: int | None, state: State) -> Tensor:
-    """The rows of v_proj's (n_kv_heads * head_dim, ...) tensor that query head `head` reads; all of them for None."""
+    """Returns the rows of v_proj's (n_kv_heads * head_dim, ...) tensor that query head `head` reads; all of them for
+    None.
+    """
     if head is None:
         return tensor
     return tensor.unflatten(0, (state.n_kv_heads, -1))[head // (state.n_heads // state.n_kv_heads)]
 
 
 def _outputs(tensor: Tensor, head: int | None, state: State) -> Tensor:
-    """The columns of o_proj's (d_model, n_heads * head_dim) tensor for `head`: (d_model, head_dim).
+    """Returns the columns of o_proj's (d_model, n_heads * head_dim) tensor for `head`: (d_model, head_dim).
 
     For None, summed over the heads that share a key/value head, (d_model, n_kv_heads * head_dim): times what `_values`
     gives for None, that is the sum of the heads' products.
@@ -215,7 +217,7 @@ def _needed(tensors: dict[str, Tensor], kind: str, state: State, module: str = V
 
 @component
 def qk_circuit(state: State) -> Iterator[Part]:
-    """What a head attends to from where it is: W_Q,h^T W_K,kv(h), (d_model, d_model), rank <= head_dim (Elhage 2021).
+    """Yields what a head attends to: W_Q,h^T W_K,kv(h), (d_model, d_model), rank <= head_dim (Elhage et al. 2021).
 
     x_t^T (W_Q^T W_K) x_s is, but for 1/sqrt(head_dim), the score of query position t and key position s. Per head: a
     sum over heads means nothing, since each has a softmax of its own. Query head h reads key/value head

@@ -5,20 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pico.analysis.engine.components import COMPONENTS, Component, Part, State
 from pico.analysis.metrics.registry import BEHAVIOUR, METRICS, STATUSES, Metric, Undefined
 from pico.plugins import Registry, UserFile, line_of, load_user_files, named, read_user_file, read_user_files
 
 PAGE = "docs/custom-metrics.md"
-
-
-class Registered(NamedTuple):
-    """The names that files added."""
-
-    metrics: tuple[str, ...]
-    components: tuple[str, ...]
 
 
 def read_metric_files(paths: Sequence[str], root: Path = Path()) -> tuple[UserFile, ...]:
@@ -31,12 +24,13 @@ def read_metric_file(path: Path) -> UserFile:
     return read_user_file(path, page=PAGE)
 
 
-def load_metric_files(files: Sequence[UserFile]) -> Registered:
-    """Imports the files, which registers their metrics and components; see `pico.plugins.load_user_files`.
+def load_metric_files(files: Sequence[UserFile]) -> tuple[tuple[str, ...], ...]:
+    """Imports the files; returns the names of the metrics and of the components that they register.
 
-    Errors that a metric or component raises later, while it measures, are PicoErrors that name file and line, too.
+    See `pico.plugins.load_user_files`. Errors that a metric or component raises later, while it measures, are
+    PicoErrors that name file and line, too.
     """
-    return Registered(*load_user_files(files, _METRICS, _COMPONENTS))
+    return load_user_files(files, _METRICS, _COMPONENTS)
 
 
 def _guarded_metric(metric: Metric, file: UserFile) -> Metric:

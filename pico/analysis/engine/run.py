@@ -16,9 +16,9 @@ from pico.analysis.engine.components import MODEL, get_component
 from pico.analysis.engine.layer import Task, measure_layer
 from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.sidecar import checkpoint_folder, drop_others
+from pico.analysis.engine.table import Row, file_name, write_table
 from pico.analysis.engine.training import TrainingTask, measure_training, of_training
 from pico.analysis.metrics.registry import get_metric, nearest
-from pico.analysis.metrics.table import Row, file_name, write_table
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file, working_folder
@@ -29,15 +29,15 @@ from pico.spread import spread
 Part = Callable[[], list[Row]]
 """One task: gives some rows of one checkpoint."""
 Report = Callable[[int, int], None]
-"""Told (tasks done, tasks in all) after every task."""
+"""Called with (tasks done, tasks in all) after every task."""
 
 GPU_SHARE = 0.25
-"""Of a GPU, for one task: four take turns, so that it works while others read files."""
+"""The share of a GPU for one task: four take turns, so that it works while others read files."""
 CURVE = "training.csv"
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
-    """The finished checkpoints of a trained model, by step. Raises PicoError where there are none."""
+    """Returns the finished checkpoints of a trained model, by step. Raises PicoError where there are none."""
     found = checkpoints(run)
     if not found:
         raise PicoError(f"{run} holds no finished checkpoints", mend="train the model first: dvc repro")
@@ -60,7 +60,7 @@ def analysis_folder(
     device: str = "cpu",
     more: Any = None,
 ) -> Path:
-    """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
+    """Returns the resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
 
     more: plain values that say what `more` of `analyze_run` depends on.
     """

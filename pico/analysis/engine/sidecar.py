@@ -72,7 +72,7 @@ class Sidecar:
         self._new: dict[str, dict[str, Any]] = {"index": {}, "values": {}, "spectra": {}, "factors": {}}
 
     def get(self, kind: str, key: str) -> Any:
-        """The entry, or None. kind: index or values (plain values), spectra or factors (float64 arrays)."""
+        """Returns the entry, or None. kind: index or values (plain values), spectra or factors (float64 arrays)."""
         if key in self._new[kind]:
             return self._new[kind][key]
         if kind in ("index", "values"):
@@ -89,7 +89,7 @@ class Sidecar:
             self.flush()
 
     def measured(self, key: str, compute: Callable[[], Measurement]) -> Measurement:
-        """The kept measurement of that key, or what `compute` gives."""
+        """Returns the kept measurement of that key, or what `compute` gives."""
         kept = self.get("values", key)
         if kept is None:
             found = compute()
@@ -135,7 +135,7 @@ class Sidecar:
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:
-    """In float32 where nothing is lost by it."""
+    """Converts to float32 where nothing is lost by it."""
     with np.errstate(over="ignore"):
         single = array.astype(np.float32)
     return single if np.array_equal(single, array) else array
@@ -157,7 +157,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """An atomic write, under a temporary name that no other writer of the same file has."""
+    """Returns an atomic write, under a temporary name that no other writer of the same file has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_named(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -187,7 +187,7 @@ class KeptMatrix(Matrix):
         return int(self._structural_rank)
 
     def __getattr__(self, name: str) -> Any:
-        """What a Matrix is given when it is made: its entries or its factors."""
+        """Returns the entries or factors, which are made now."""
         if name.startswith("__") or name == "_make":
             raise AttributeError(name)
         made = self._make()
@@ -197,7 +197,7 @@ class KeptMatrix(Matrix):
 
 
 def header(matrix: Matrix) -> dict[str, Any]:
-    """What a KeptMatrix knows of a matrix; JSON holds it."""
+    """Returns what a KeptMatrix knows of a matrix, as plain values."""
     return {
         "n": matrix.n,
         "p": matrix.p,
@@ -208,7 +208,7 @@ def header(matrix: Matrix) -> dict[str, Any]:
 
 
 def gram_factor(matrix: Matrix) -> Array:
-    """(n, min(n, k)): rows with the inner products of the matrix's centred rows, in the fewest columns.
+    """Computes (n, min(n, k)) rows with the inner products of the matrix's centred rows, in the fewest columns.
 
     Columns are centred first: of rows that differ by rounding alone nothing is then left. NaN where the matrix holds
     NaN or infinity.
@@ -224,7 +224,7 @@ class Layer:
     """One layer of one checkpoint: its matrices by key. The states are opened when something asks for entries."""
 
     def __init__(self, folder: Path, layer: int, components: Sequence[str], sidecars: Path | None) -> None:
-        """sidecars: the folder of this checkpoint's; see `checkpoint_folder`."""
+        """Opens a layer; sidecars: the folder of this checkpoint's, see `checkpoint_folder`."""
         self.checkpoint, self.layer = Checkpoint(folder), layer
         self.identity = f"{sidecars.name if sidecars else folder}/{layer}"
         """The same for equal contents; without sidecars it tells only the layers of one process apart."""
@@ -251,7 +251,7 @@ class Layer:
         return tuple(self._makers)
 
     def matrix(self, key: Key) -> Matrix:
-        """The matrix of that key: made now, or what is kept of it."""
+        """Returns the matrix of that key: made now, or what is kept of it."""
         name = _name(key)
         known = self._sidecar.get("index", name)
         if known is None:
@@ -266,7 +266,7 @@ class Layer:
             self._sidecar.put("spectra", _name(key), matrix.spectrum)
 
     def factor(self, key: Key, matrix: Matrix | None = None) -> Matrix:
-        """The matrix's Gram factor as a Matrix, kept, or made (of `matrix`, where that is at hand)."""
+        """Returns the matrix's Gram factor as a Matrix, kept, or made (of `matrix`, where that is at hand)."""
         source = matrix if matrix is not None else self.matrix(key)
         found = self._sidecar.get("factors", _name(key))
         if found is None:

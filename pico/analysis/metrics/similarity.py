@@ -23,7 +23,7 @@ def require_variation(*matrices: Matrix) -> None:
 
 
 def _gram_product(x: Matrix, y: Matrix) -> float:
-    """<K, L> = sum_ij K_ij L_ij of the centred Gram matrices, by way of n x n or k x k, whichever is smaller."""
+    """Computes <K, L> = sum_ij K_ij L_ij of the centred Gram matrices, by n x n or k x k, whichever is smaller."""
     if x is y:
         return x.gram_energy
     if min(x.centred.shape[1], y.centred.shape[1]) >= x.n:
@@ -44,13 +44,13 @@ def _energy(array: Array) -> float:
     gram=True,
 )
 def linear_cka(x: Matrix, y: Matrix) -> float:
-    """Linear centred kernel alignment: 1 for equal representations up to rotation, scale and offset."""
+    """Computes linear centred kernel alignment: 1 for representations equal up to rotation, scale and offset."""
     require_variation(x, y)
     return min(1.0, _gram_product(x, y) / np.sqrt(x.gram_energy * y.gram_energy))
 
 
 def _hsic1(gram_product: float, x_energy: Array, y_energy: Array) -> float:
-    """n (n - 3) times the unbiased HSIC estimator of Song et al. 2012 (eq. 5), for linear kernels.
+    """Computes n (n - 3) times the unbiased HSIC estimator of Song et al. 2012 (eq. 5), for linear kernels.
 
     gram_product: <K, L> of the centred rows; x_energy, y_energy: (n,), those rows' squared lengths, the diagonals.
     The estimator does not change when a constant is added to the rows, so X and Y may be centred first. Then K1 = 0,
@@ -62,7 +62,7 @@ def _hsic1(gram_product: float, x_energy: Array, y_energy: Array) -> float:
 
 
 def _debiased(cross: float, own: tuple[float, float], biased: tuple[float, float]) -> float:
-    """HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)); `biased`: HSIC(K, K), HSIC(L, L), which say what is rounding."""
+    """Computes HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)); `biased`, HSIC(K, K), HSIC(L, L), shows rounding."""
     if any(one <= 1e-12 * energy for one, energy in zip(own, biased, strict=True)):
         raise Undefined("zero")  # nothing varies between distinct rows but rounding
     return float(np.clip(cross / np.sqrt(own[0] * own[1]), -1.0, 1.0))
@@ -78,7 +78,7 @@ def _debiased(cross: float, own: tuple[float, float], biased: tuple[float, float
     default=True,
 )
 def debiased_cka(x: Matrix, y: Matrix) -> float:
-    """CKA without the bias that few rows and many features give it."""
+    """Computes CKA without the bias that few rows and many features give it."""
     require_variation(x, y)
     own = [_hsic1(one.gram_energy, one.row_energy, one.row_energy) for one in (x, y)]
     cross = _hsic1(_gram_product(x, y), x.row_energy, y.row_energy)
@@ -95,7 +95,7 @@ def debiased_cka(x: Matrix, y: Matrix) -> float:
     gram=True,
 )
 def minibatch_cka(x: Matrix, y: Matrix, *, batch: int = 256) -> float:
-    """Debiased CKA from batches of samples: its memory does not grow with the number of rows."""
+    """Computes debiased CKA from batches of samples: its memory does not grow with the number of rows."""
     require(batch >= 4, "minibatch_cka", "batch", batch, "at least 4, because HSIC_1 is not defined for fewer rows")
     require_variation(x, y)
     sums = np.zeros(5)
@@ -110,7 +110,7 @@ def minibatch_cka(x: Matrix, y: Matrix, *, batch: int = 256) -> float:
 
 
 def _batch_terms(a: Array, b: Array) -> Array:
-    """(5,): HSIC_1 of (a, b), (a, a), (b, b), and the biased <K, K>, <L, L>; of centred rows, times n (n - 3)."""
+    """Computes HSIC_1 of (a, b), (a, a), (b, b), and the biased <K, K>, <L, L>, (5,); centred, times n (n - 3)."""
     x_energy, y_energy = (np.einsum("ij,ij->i", one, one) for one in (a, b))
     cross, x_own, y_own = _rows_product(a, b), _rows_product(a, a), _rows_product(b, b)
     return np.array([
@@ -123,7 +123,7 @@ def _batch_terms(a: Array, b: Array) -> Array:
 
 
 def _rows_product(a: Array, b: Array) -> float:
-    """<aa^T, bb^T> by the smaller side."""
+    """Computes <aa^T, bb^T> by the smaller side."""
     if min(a.shape[1], b.shape[1]) >= len(a):
         return float(np.vdot(a @ a.T, b @ b.T))
     return _energy(a.T @ b)
@@ -139,7 +139,7 @@ def _rows_product(a: Array, b: Array) -> float:
     gram=True,
 )
 def rbf_cka(x: Matrix, y: Matrix, *, bandwidth: float = 1.0) -> float:
-    """CKA with a Gaussian kernel: near samples count for more. As biased as linear_cka is."""
+    """Computes CKA with a Gaussian kernel: near samples count for more. As biased as linear_cka is."""
     require(bandwidth > 0, "rbf_cka", "bandwidth", bandwidth, "more than 0, in median distances")
     require_variation(x, y)
     k, l_ = _centred_rbf(x, bandwidth), _centred_rbf(y, bandwidth)
@@ -150,7 +150,7 @@ def rbf_cka(x: Matrix, y: Matrix, *, bandwidth: float = 1.0) -> float:
 
 
 def _centred_rbf(x: Matrix, bandwidth: float) -> Array:
-    """(n, n): the Gaussian kernel, with 0 mean rows and columns."""
+    """Computes the Gaussian kernel, (n, n), with 0 mean rows and columns."""
     distances = x.squared_distances()
     np.fill_diagonal(distances, 0.0)
     median = float(np.median(np.sqrt(distances[np.triu_indices(x.n, k=1)])))
@@ -171,7 +171,9 @@ def _centred_rbf(x: Matrix, bandwidth: float) -> Array:
     gram=True,
 )
 def cca_mean(x: Matrix, y: Matrix) -> float:
-    """Mean canonical correlation; n_too_small where either spans all n - 1 directions, which alone would give 1."""
+    """Computes mean canonical correlation; n_too_small where either spans all n - 1 directions, which alone would
+    give 1.
+    """
     return float(np.mean(_correlations(_basis(x), _basis(y))))
 
 
@@ -184,7 +186,7 @@ def cca_mean(x: Matrix, y: Matrix) -> float:
     gram=True,
 )
 def svcca(x: Matrix, y: Matrix, *, variance: float = 0.99) -> float:
-    """CCA after PCA, which keeps weak directions from counting as much as strong ones."""
+    """Computes CCA after PCA, which keeps weak directions from counting as much as strong ones."""
     require(0 < variance <= 1, "svcca", "variance", variance, "over 0 and at most 1")
     return float(np.mean(_correlations(_basis(x, variance), _basis(y, variance))))
 
@@ -198,7 +200,7 @@ def svcca(x: Matrix, y: Matrix, *, variance: float = 0.99) -> float:
     min_rows=3,
 )
 def pwcca(x: Matrix, y: Matrix) -> float:
-    """Projection-weighted CCA: directions count by how much of X they account for."""
+    """Computes projection-weighted CCA: directions count by how much of X they account for."""
     basis = _basis(x)
     rotation, correlations, _ = np.linalg.svd(basis.T @ _basis(y), full_matrices=False)
     variates = basis @ rotation
@@ -216,7 +218,7 @@ def pwcca(x: Matrix, y: Matrix) -> float:
 
 
 def _basis(x: Matrix, variance: float = 1.0) -> Array:
-    """(n, r): an orthonormal basis of the centred columns' span, or of its strongest directions."""
+    """Returns an orthonormal basis of the centred columns' span, or of its strongest directions: (n, r)."""
     require_variation(x)
     # not by the Gram matrix: the basis that it gives is less orthogonal
     left, spectrum, _ = np.linalg.svd(x.centred, full_matrices=False)
@@ -242,7 +244,7 @@ def _correlations(x: Array, y: Array) -> Array:
     gram=True,
 )
 def procrustes(x: Matrix, y: Matrix) -> float:
-    """Squared distance after the best rotation of one onto the other."""
+    """Computes squared distance after the best rotation of one onto the other."""
     require_variation(x, y)
     left, right = _narrow(x.centred), _narrow(y.centred)
     nuclear = float(np.linalg.svd(left.T @ right, compute_uv=False).sum())
@@ -250,7 +252,7 @@ def procrustes(x: Matrix, y: Matrix) -> float:
 
 
 def _narrow(rows: Array) -> Array:
-    """(n, min(n, k)): rows with the same inner products in the fewest columns."""
+    """Returns rows with the same inner products in the fewest columns, (n, min(n, k))."""
     return rows if rows.shape[1] <= rows.shape[0] else triangle(rows.T).T
 
 
@@ -263,7 +265,7 @@ def _narrow(rows: Array) -> Array:
     gram=True,
 )
 def rsa(x: Matrix, y: Matrix, *, correlation: str = "pearson") -> float:
-    """Representational similarity analysis: do the same pairs of samples lie far apart?"""
+    """Computes representational similarity: whether the same pairs of samples lie far apart."""
     require(correlation in ("pearson", "spearman"), "rsa", "correlation", correlation, "pearson or spearman")
     require_variation(x, y)
     upper = np.triu_indices(x.n, k=1)
@@ -288,7 +290,7 @@ def rsa(x: Matrix, y: Matrix, *, correlation: str = "pearson") -> float:
     gram=True,
 )
 def mutual_knn(x: Matrix, y: Matrix, *, k: int = 10) -> float:
-    """Do the same samples lie next to each other?"""
+    """Computes the share of nearest rows in common: whether the same samples lie next to each other."""
     require(k >= 1, "mutual_knn", "k", k, "at least 1")
     require_variation(x, y)
     if k >= x.n - 1:
@@ -298,13 +300,13 @@ def mutual_knn(x: Matrix, y: Matrix, *, k: int = 10) -> float:
 
 
 def _distances(x: Matrix) -> Array:
-    """(n, n): squared distances over the largest, to 36 binary places, so that rounding does not part ties."""
+    """Computes squared distances over the largest, (n, n), to 36 binary places, so that rounding parts no ties."""
     distances = x.squared_distances()
     return np.round(distances * (2.0**36 / distances.max())) / 2.0**36
 
 
 def _neighbours(x: Matrix, k: int) -> np.ndarray:
-    """(n, n) bool: is column j among row i's k nearest? Ties go to the lower index."""
+    """Tells whether column j is among row i's k nearest, (n, n) bool. Ties go to the lower index."""
     distances = _distances(x)
     np.fill_diagonal(distances, np.inf)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
@@ -314,7 +316,7 @@ def _neighbours(x: Matrix, k: int) -> np.ndarray:
 
 
 def independence_null(name: str, n: int, p: int, q: int | None = None, *, draws: int = 20, seed: int = 0) -> Array:
-    """(draws,): what a metric that compares gives for independent Gaussian data, n x p against n x q (default p).
+    """Samples, `draws` times, what a metric gives for independent Gaussian data, n x p and n x q (default p).
 
     The level that is drawn into pictures: linear CKA of unrelated data is far from 0 where n is not far above p.
     Raises PicoError where the metric is not defined for such shapes.

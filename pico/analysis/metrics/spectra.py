@@ -11,7 +11,7 @@ from pico.analysis.metrics.registry import Undefined, metric, require
 
 
 def nonzero_spectrum(x: Matrix) -> Array:
-    """The singular values of `x.unit`, descending. Raises Undefined("zero") where all are 0."""
+    """Returns the singular values of `x.unit`, descending. Raises Undefined("zero") where all are 0."""
     if x.spectrum[0] == 0:
         raise Undefined("zero")
     return x.spectrum
@@ -25,7 +25,7 @@ def nonzero_spectrum(x: Matrix) -> Array:
     default=True,
 )
 def effective_rank(x: Matrix) -> float:
-    """The number of equal singular values that would have the same entropy."""
+    """Computes the number of equal singular values that would have the same entropy."""
     spectrum = nonzero_spectrum(x)
     share = spectrum / spectrum.sum()
     return float(np.exp(-xlogy(share, share).sum()))  # xlogy: 0 ln 0 = 0
@@ -39,7 +39,7 @@ def effective_rank(x: Matrix) -> float:
     default=True,
 )
 def per(x: Matrix) -> float:
-    """Proportional effective rank: 1 where all directions that are possible are equally strong."""
+    """Computes proportional effective rank: 1 where all directions that are possible are equally strong."""
     return effective_rank(x) / x.largest_rank
 
 
@@ -50,7 +50,7 @@ def per(x: Matrix) -> float:
     spectral=True,
 )
 def per_min_dim(x: Matrix) -> float:
-    """Proportional effective rank over the smaller side, as published; `per` is over the structural rank."""
+    """Computes effective rank over the smaller side, as published; `per` is over the structural rank."""
     return effective_rank(x) / min(x.n, x.p)
 
 
@@ -62,14 +62,14 @@ def per_min_dim(x: Matrix) -> float:
     default=True,
 )
 def stable_rank(x: Matrix) -> float:
-    """A rank that tiny singular values do not change."""
+    """Computes a rank that tiny singular values do not change."""
     spectrum = nonzero_spectrum(x)
     return float(np.sum((spectrum / spectrum[0]) ** 2))
 
 
 @metric(definition="(sum l)^2 / sum l^2, l = s^2", source="Gao et al. 2017, bioRxiv 214262", types="AWG", spectral=True)
 def participation_ratio(x: Matrix) -> float:
-    """The number of directions among which variance is shared."""
+    """Computes the number of directions among which variance is shared."""
     power = (nonzero_spectrum(x) / x.spectrum[0]) ** 2
     return float(power.sum() ** 2 / np.sum(power**2))
 
@@ -82,13 +82,13 @@ def participation_ratio(x: Matrix) -> float:
     default=True,
 )
 def condition_number(x: Matrix) -> tuple[float, str]:
-    """Largest over smallest singular value that is not rounding noise; where there is such, `rank_deficient`."""
+    """Divides the largest by the smallest singular value over rounding; where some are, `rank_deficient`."""
     spectrum = nonzero_spectrum(x)
     return float(spectrum[0] / spectrum[x.rank - 1]), "ok" if x.rank == x.largest_rank else "rank_deficient"
 
 
 def marchenko_pastur_edge(n: int, p: int) -> float:
-    """The share of sum l at which the spectrum of n x p independent entries of mean 0 ends: (1/sqrt n + 1/sqrt p)^2.
+    """Returns the share of sum l at which the spectrum of n x p independent entries ends: (1/sqrt n + 1/sqrt p)^2.
 
     That is the edge sigma^2 (sqrt n + sqrt p)^2 with the entries' variance sigma^2 estimated as their mean square,
     sum l / (n p). Source: Marchenko & Pastur 1967.
@@ -104,7 +104,9 @@ def marchenko_pastur_edge(n: int, p: int) -> float:
     spectral=True,
 )
 def mp_excess(x: Matrix) -> float:
-    """The share of the matrix's energy in directions stronger than independent entries of its variance would give."""
+    """Computes the share of the matrix's energy in directions stronger than independent entries of its variance would
+    give.
+    """
     energy = (nonzero_spectrum(x) / x.spectrum[0]) ** 2
     over = energy > marchenko_pastur_edge(x.n, x.p) * energy.sum() * (1 + 1e-9)  # not by rounding alone
     return float(energy[over].sum() / energy.sum())
@@ -112,31 +114,31 @@ def mp_excess(x: Matrix) -> float:
 
 @metric(definition="s_1", source="Golub & Van Loan 2013", types="AWG", spectral=True, default=True)
 def spectral_norm(x: Matrix) -> float:
-    """The largest singular value."""
+    """Computes the largest singular value."""
     return x.scaled(x.spectrum[0])
 
 
 @metric(definition="sum s", source="Golub & Van Loan 2013", types="AWG", spectral=True)
 def nuclear_norm(x: Matrix) -> float:
-    """The sum of the singular values."""
+    """Computes the sum of the singular values."""
     return x.scaled(x.spectrum.sum())
 
 
 @metric(definition="sqrt(sum x_ij^2)", source="Golub & Van Loan 2013", types="AWG", default=True)
 def frobenius_norm(x: Matrix) -> float:
-    """The length of the matrix as one long vector."""
+    """Computes the length of the matrix as one long vector."""
     return x.scaled(float(np.sqrt(x.energy)))
 
 
 @metric(definition="max |x_ij|", source="Golub & Van Loan 2013", types="AWG")
 def max_abs(x: Matrix) -> float:
-    """The largest entry."""
+    """Computes the largest entry."""
     return float(np.max(np.abs(x.values)))
 
 
 @metric(definition="max_i sum_j |x_ij|", source="Golub & Van Loan 2013", types="AWG")
 def inf_operator_norm(x: Matrix) -> float:
-    """The operator norm from l_inf to l_inf: the largest absolute row sum."""
+    """Computes the operator norm from l_inf to l_inf: the largest absolute row sum."""
     return float(np.max(np.sum(np.abs(x.values), axis=1)))
 
 
@@ -147,7 +149,7 @@ def inf_operator_norm(x: Matrix) -> float:
     spectral=True,
 )
 def rankme(x: Matrix, *, eps: float = 1e-7) -> float:
-    """RankMe: the effective rank with the paper's eps, that of float32; so it may pass min(n, p) by a hair."""
+    """Computes effective rank with the paper's eps, that of float32; so it may pass min(n, p) by a hair."""
     require(eps >= 0, "rankme", "eps", eps, "at least 0")
     spectrum = nonzero_spectrum(x)
     share = spectrum / spectrum.sum() + eps
@@ -163,7 +165,7 @@ def rankme(x: Matrix, *, eps: float = 1e-7) -> float:
     min_rows=3,
 )
 def alpha_req(x: Matrix, *, first: int = 4, last: int = 100) -> float:
-    """alpha-ReQ: how fast the eigenvalues decay, l_i ~ i^-alpha; about 1 is said to be best."""
+    """Computes the decay of the eigenvalues, l_i ~ i^-alpha; about 1 is said to be best."""
     require(1 <= first < last, "alpha_req", "first, last", (first, last), "ranks from 1, the first before the last")
     if not x.row_energy.sum() > 0:  # all rows are the same
         raise Undefined("zero")
