@@ -114,7 +114,7 @@ def _watched(files: tuple[UserFile, ...]) -> tuple[UserFile, ...]:
 
 @task
 def summarize(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Returns mean of each metric over layers, heads and splits: one row a module or circuit and type of data."""
+    """Returns the mean of each metric over layers, heads and splits: a row a module or circuit and type of data."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in read_table(folder).to_pylist():
         if row["step"] == step and row["value"] is not None and row["target_layer"] is None:

@@ -6,8 +6,7 @@ from pico.analysis.metrics.registry import BEHAVIOUR, METRICS, Metric
 
 
 def list_metrics() -> list[dict[str, Any]]:
-    """Returns a row a registered metric, by name: `name`, `definition`, `applies_to`, `inputs`, `target`, `settings`,
-    `source`.
+    """Returns a row a registered metric, in order of name.
 
     applies_to: list of types of data. inputs: the valid inputs, in words. target: what it compares with, None where it
     looks at one tensor. settings: name -> default.

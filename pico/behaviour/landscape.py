@@ -195,9 +195,7 @@ def hutchinson_trace(objective: Objective, *, probes: int = 16, seed: int = 0) -
     types="C",
 )
 def local_learning_coefficient(subject: Subject) -> Iterator[Value]:
-    """Yields the degeneracy of the training loss around w, with its standard error over the chains; see
-    `local_learning`.
-    """
+    """Yields the degeneracy of the training loss around w, with its standard error; see `local_learning`."""
     if subject.objective is not None:
         settings, seed = subject.settings.langevin, subject.settings.seed
         found = local_learning(subject.objective, settings, seed=seed)

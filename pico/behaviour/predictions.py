@@ -78,9 +78,7 @@ class NGrams:
         return to_unigram, to_unigram - tensor(np.log(base)) * p.sum(-1) - known
 
     def _seen(self, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the bigrams after each of `previous` are base[i] x unigram, with extra[j] added at (row[j],
-        token[j]).
-        """
+        """Returns row, token, extra, base: bigrams are base[i] x unigram, with extra[j] added at (row[j], token[j])."""
         weight = 1.0 / (self._totals[previous] + PRIOR)
         lengths = self._starts[previous + 1] - self._starts[previous]
         row = np.repeat(np.arange(len(previous)), lengths)

@@ -36,9 +36,7 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the parameters, without the prefix of the Hugging Face files; of model.safetensors, or of all its
-    shards.
-    """
+    """Returns the parameters without their prefix, from model.safetensors or all its shards."""
     paths = sorted(folder.glob("model*.safetensors"))
     if paths:
         found = {name: tensor for path in paths for name, tensor in read_tensors(path).items()}

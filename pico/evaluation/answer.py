@@ -26,9 +26,7 @@ class Answerer:
         self.model, self.tokenizer, self.eos_id, self.batch_size = model, tokenizer, eos_id, batch_size
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Returns, for (context, continuation), the continuation's log-probability in nats and whether greedy gives
-        it.
-        """
+        """Returns (log-probability in nats, whether greedy decoding gives it) of each (context, continuation)."""
         encoded = encode_pairs(self.tokenizer, self.eos_id, pairs)
         found = score(self.model, encoded, batch_size=self.batch_size)
         return [(one.log_probability, one.greedy) for one in found]
@@ -39,9 +37,7 @@ class Answerer:
         return [found.log_probability for found in score(self.model, encoded, batch_size=self.batch_size)]
 
     def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-        """Returns greedy text after each context, up to the first stop sequence (`until`), EOS, or `max_gen_toks`
-        tokens.
-        """
+        """Continues each context greedily, up to the first stop sequence (`until`), EOS, or `max_gen_toks` tokens."""
         answers: list[str] = [""] * len(requests)
         budgets = [int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)) for _, settings in requests]
         for budget in sorted(set(budgets)):

@@ -48,9 +48,7 @@ def mlp(state: State) -> Iterator[Part]:
 
 
 def _block(state: State, name: str, outputs: tuple[str, ...], reads: tuple[str, ...], writes: str) -> Iterator[Part]:
-    """Returns a block's output, and its matrices stacked along the residual stream: `reads` take from it, `writes`
-    adds.
-    """
+    """Yields a block's output, and its matrices stacked along the residual stream, which `reads` take from."""
     modules = (*reads, writes)
     if all(module in state.weights for module in modules):
         yield _stack(Key(name, "weights", None, None, None), state.weights, reads, writes)

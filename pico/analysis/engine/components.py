@@ -185,9 +185,7 @@ def _product(key: Key, left: Tensor, right: Tensor, dtype: str) -> Part:
 
 
 def _values(tensor: Tensor, head: int | None, state: State) -> Tensor:
-    """Returns the rows of v_proj's (n_kv_heads * head_dim, ...) tensor that query head `head` reads; all of them for
-    None.
-    """
+    """Returns the rows of v_proj's (n_kv_heads * head_dim, ...) tensor that query head `head` reads; None: all."""
     if head is None:
         return tensor
     return tensor.unflatten(0, (state.n_kv_heads, -1))[head // (state.n_heads // state.n_kv_heads)]

@@ -44,9 +44,7 @@ def of_training(metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def measure_training(task: TrainingTask) -> list[Row]:
-    """Measures the last of `task.folders`; norms only where every checkpoint has them, the loss where there is a curve.
-    likewise.
-    """
+    """Measures the last of `task.folders`; norms and the loss only where they were recorded."""
     checkpoint = Checkpoint(task.folders[-1])
     step, tokens = checkpoint.step, int(checkpoint.trainer["tokens"])
 
@@ -88,9 +86,7 @@ def measure_training(task: TrainingTask) -> list[Row]:
 
 
 def _norms(folders: tuple[Path, ...], split: str) -> tuple[np.ndarray, np.ndarray, dict[str, float]] | None:
-    """Returns squared norms of the model's gradient, (checkpoints, small batches) and (checkpoints, 1); batch sizes.
-    sizes.
-    """
+    """Returns squared gradient norms, (checkpoints, small batches) and (checkpoints, 1), and the batch sizes."""
     found, sizes = [], {}
     for folder in folders:
         path = folder / DYNAMICS / f"{split}_gradient_norms.safetensors"

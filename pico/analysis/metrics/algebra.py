@@ -27,7 +27,7 @@ class Algebra(Protocol):
         """Computes those of a b, (k,) ascending, b positive definite. Raises LinAlgError where it is not."""
 
     def sorted_magnitudes(self, left: NDArray, right: NDArray | None = None) -> NDArray:
-        """Returns absolute entries of left, or of left @ right, ascending: (entries,), of their type."""
+        """Returns the absolute entries of left, or of left @ right, ascending: (entries,), of their type."""
 
 
 class OnCPU:

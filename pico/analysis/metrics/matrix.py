@@ -219,8 +219,7 @@ class Trajectory:
     """The states of one parameter, oldest first, up to now. Each is made when it is asked for, and none is held."""
 
     def __init__(self, points: Sequence[Callable[[], Matrix]], leg: Callable[[int], float] | None = None) -> None:
-        """Takes what makes each state, at least one; leg: gives the distance from point i to point i + 1, where
-        that is known without making them."""
+        """Takes what makes each state; leg: gives the distance of points i and i + 1, where it is known already."""
         if not points:
             raise ValueError("a trajectory has at least one point")
         self._points, self._leg = points, leg

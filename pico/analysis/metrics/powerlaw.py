@@ -54,9 +54,7 @@ def _fit(tail: Array, log_xmin: float) -> PowerLaw | None:
 
 
 def spectral_tail(x: Matrix, xmin: float | None = None) -> tuple[PowerLaw, str]:
-    """Returns the power law of l = s^2 over the numerical rank, and the status: rank_deficient where that is not
-    full.
-    """
+    """Fits l = s^2 over the numerical rank; the status is rank_deficient where that is not full."""
     spectrum = nonzero_spectrum(x)
     if x.rank < 2:
         raise Undefined("n_too_small")

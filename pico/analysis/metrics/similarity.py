@@ -171,9 +171,7 @@ def _centred_rbf(x: Matrix, bandwidth: float) -> Array:
     gram=True,
 )
 def cca_mean(x: Matrix, y: Matrix) -> float:
-    """Computes mean canonical correlation; n_too_small where either spans all n - 1 directions, which alone would
-    give 1.
-    """
+    """Computes the mean canonical correlation; n_too_small where either spans all n - 1 directions: 1 by itself."""
     return float(np.mean(_correlations(_basis(x), _basis(y))))
 
 
@@ -244,7 +242,7 @@ def _correlations(x: Array, y: Array) -> Array:
     gram=True,
 )
 def procrustes(x: Matrix, y: Matrix) -> float:
-    """Computes squared distance after the best rotation of one onto the other."""
+    """Computes the squared distance after the best rotation of one onto the other."""
     require_variation(x, y)
     left, right = _narrow(x.centred), _narrow(y.centred)
     nuclear = float(np.linalg.svd(left.T @ right, compute_uv=False).sum())

@@ -104,9 +104,7 @@ def marchenko_pastur_edge(n: int, p: int) -> float:
     spectral=True,
 )
 def mp_excess(x: Matrix) -> float:
-    """Computes the share of the matrix's energy in directions stronger than independent entries of its variance would
-    give.
-    """
+    """Computes the share of energy in directions stronger than independent entries of its variance would give."""
     energy = (nonzero_spectrum(x) / x.spectrum[0]) ** 2
     over = energy > marchenko_pastur_edge(x.n, x.p) * energy.sum() * (1 + 1e-9)  # not by rounding alone
     return float(energy[over].sum() / energy.sum())
