@@ -1,5 +1,6 @@
-"""The user's own metrics and components: the page's example works, and every mistake is named with its line."""
+"""The registry: the user's own metrics and components work, every mistake is named with its line, and all is listed."""
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pico.analysis.listing import list_metrics
 from pico.analysis.metrics.catalogue import METRICS, compute
 from pico.behaviour import BehaviourSettings, measure_behaviour
 from pico.errors import PicoError
+from pico.files import canonical_json
 from pico.model import Decoder, DecoderConfig
 from pico.plugins import file_hashes
 
@@ -180,3 +182,26 @@ def test_what_a_component_raises_is_named(tmp_path: Path) -> None:
     with pytest.raises(PicoError, match="KeyError: 'nothing'") as caught:
         analyze_run(tmp_path / "run", "tiny", ["per"], ["mine"], tmp_path / "table")
     assert caught.value.where == "mine.py, line 6"
+
+
+def test_every_metric_is_listed_with_what_a_reader_needs() -> None:
+    rows = {row["name"]: row for row in list_metrics()}
+    assert set(rows) == set(METRICS)
+    assert list(rows) == sorted(rows)
+    for name, row in rows.items():
+        assert row["definition"]
+        assert row["applies_to"]
+        assert row["inputs"]
+        assert row["source"]
+        assert METRICS[name].function.__doc__
+        defaults = inspect.signature(METRICS[name].function).parameters
+        assert row["settings"] == {setting: defaults[setting].default for setting in row["settings"]}
+    canonical_json(list_metrics())  # plain values
+
+
+def test_inputs_say_what_is_refused() -> None:
+    inputs = {row["name"]: row["inputs"] for row in list_metrics()}
+    assert inputs["debiased_cka"] == "two matrices with the same samples as rows, of at least 4 rows"
+    assert inputs["relative_change"] == "two matrices with equal shapes"
+    assert inputs["nll"] == "a model and rows of tokens"
+    assert inputs["per"] == "one matrix of any shape"
