@@ -1,4 +1,4 @@
-"""How fast a checkpoint is analysed: `python benchmarks/analysis_speed.py [--small] [--json]`.
+"""Measures the speed of the analysis of a checkpoint: `python benchmarks/analysis_speed.py [--small] [--json]`.
 
 One checkpoint of the paper's large size (random weights, 12 layers, d_model 1536, hidden 6144, 256 rows), in one
 process and one thread. The five metrics and components of Pico's own suite configuration: CKA on OV activations, and
@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pico.analysis.engine.layer import Place, Row, Target, Task, measure_layer
+from pico.analysis.engine.choices import Place, Target
+from pico.analysis.engine.layer import Task, measure_layer
+from pico.analysis.engine.table import Row
 from pico.checkpoint import Checkpoint, step_name, write_checkpoint
 from pico.spread import with_threads
 
@@ -48,7 +50,7 @@ SMALL = Size(2, 192, 768, 4, 2, 64)
 
 
 def write(folder: Path, size: Size, step: int) -> Checkpoint:
-    """A checkpoint of random weights, activations and gradients, with what Pico's suite captures."""
+    """Writes a checkpoint of random weights, activations and gradients, with what Pico's suite captures."""
     generator = torch.Generator().manual_seed(step)
     kv = size.d_model // size.n_heads * size.n_kv_heads
     shapes = {
@@ -80,7 +82,7 @@ def write(folder: Path, size: Size, step: int) -> Checkpoint:
 
 
 def ours(one: Checkpoint, last: Checkpoint, size: Size) -> list[Row]:
-    """All rows of all layers."""
+    """Returns all rows of all layers."""
     rows = []
     for layer in range(size.n_layers):
         targets = (Target(Place(last.folder)),)
@@ -90,7 +92,7 @@ def ours(one: Checkpoint, last: Checkpoint, size: Size) -> list[Row]:
 
 
 def plain(one: Checkpoint, last: Checkpoint, size: Size) -> dict[tuple, float]:
-    """Layer 0's values by (metric, data type, split, head), each from the files."""
+    """Computes layer 0's values by (metric, data type, split, head), each from the files."""
     found = {}
     for head in (*range(size.n_heads), None):
         for split in ("train", "val"):
@@ -103,7 +105,7 @@ def plain(one: Checkpoint, last: Checkpoint, size: Size) -> dict[tuple, float]:
 
 
 def _dense(checkpoint: Checkpoint, size: Size, data_type: str, split: str | None, head: int | None) -> Tensor:
-    """The OV circuit of layer 0 as one matrix; all heads are added up for head None."""
+    """Returns the OV circuit of layer 0 as one matrix; all heads are added up for head None."""
     if head is None:
         return torch.stack([_dense(checkpoint, size, data_type, split, each) for each in range(size.n_heads)]).sum(0)
     prefix, group = "layers.0.attention.", size.n_heads // size.n_kv_heads
@@ -154,7 +156,7 @@ PLAIN: dict[str, Callable[[Tensor], float]] = {
 
 
 def disagreement(rows: list[Row], values: dict[tuple, float], size: Size) -> float:
-    """The largest relative difference between the two sides: they must have computed the same thing."""
+    """Returns the largest relative difference between the two sides: they must have computed the same thing."""
     largest, compared = 0.0, 0
     for row in rows:
         key = (row["metric"], row["data_type"], row["split"], row["head"])
@@ -171,7 +173,7 @@ def disagreement(rows: list[Row], values: dict[tuple, float], size: Size) -> flo
 
 
 def measure(size: Size) -> dict[str, Any]:
-    """Both sides timed, in one thread each."""
+    """Times both sides, in one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         one, last = (write(Path(folder), size, step) for step in (0, 1))
         start = time.monotonic()

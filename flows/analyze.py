@@ -11,16 +11,17 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.analysis.engine.comparisons import other_runs
-from pico.analysis.engine.plugins import MetricFile, read_metric_files
+from pico.analysis.engine.choices import other_runs
+from pico.analysis.engine.plugins import read_metric_files
 from pico.analysis.engine.run import analysis_folder, analyze_run, find_checkpoints
 from pico.analysis.engine.table import read_table
-from pico.behaviour.checkpoint import BehaviourTask, identity, measure_checkpoint
-from pico.behaviour.settings import BehaviourSettings
+from pico.behaviour.measure import BehaviourTask, behaviour_identity, measure_checkpoint
+from pico.behaviour.subject import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.config import Analysis, Behaviour
 from pico.errors import PicoError
 from pico.files import publish
+from pico.plugins import UserFile
 
 DATA = Path("data")
 TOKENS = DATA / "tokens"
@@ -29,13 +30,13 @@ SIDECARS = Path("runs/analyze/sidecars")
 
 @task
 def choose(source: Path) -> list[Checkpoint]:
-    """The checkpoints to be analysed: all finished ones."""
+    """Returns the checkpoints to be analysed: all finished ones."""
     return find_checkpoints(source)
 
 
 @task
 def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[str, Any]) -> list[Path]:
-    """Every layer of every checkpoint, spread over processes; what was finished before an interruption is kept."""
+    """Measures every layer of every checkpoint, spread over processes; keeps what an interrupted run finished."""
     if kept := len(list(folder.glob("step_*.parquet"))):
         stage.logger.info("Found %d analysed checkpoints from an earlier run", kept)
     settings, behaviour = stage.params.analysis, stage.params.behaviour
@@ -46,7 +47,13 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
             return None
         targets = {"last": last.folder} if checkpoint.folder != last.folder else {}
         task = BehaviourTask(
-            model, checkpoint.folder, TOKENS, targets, settings=behaviour_settings(behaviour), device=choices["device"]
+            model,
+            checkpoint.folder,
+            TOKENS,
+            targets,
+            settings=behaviour_settings(behaviour),
+            device=choices["device"],
+            files=choices["files"],
         )
         return partial(measure_checkpoint, task)
 
@@ -65,7 +72,7 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
 
 
 def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
-    """The settings of params.yaml; the library's own for the rest."""
+    """Returns the settings of params.yaml; the library's own for the rest."""
     return BehaviourSettings(
         metrics=tuple(settings.metrics),
         seed=settings.seed,
@@ -76,7 +83,7 @@ def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
 
 
 def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
-    """What is measured and compared with what; another run is a model of the same suite, or the folder of one."""
+    """Returns the options of `analyze_run`; another run is a model of the same suite, or the folder of one."""
     siblings = {name: source.parent / name for name in other_runs(settings.compare)}
     return {
         "layers": settings.layers,
@@ -89,8 +96,8 @@ def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
     }
 
 
-def _watched(files: tuple[MetricFile, ...]) -> tuple[MetricFile, ...]:
-    """The same; refuses files that DVC would not see change."""
+def _watched(files: tuple[UserFile, ...]) -> tuple[UserFile, ...]:
+    """Returns the files. Raises PicoError for one that DVC would not see change."""
     from ruamel.yaml import YAML
 
     deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["analyze"]["deps"]
@@ -107,7 +114,7 @@ def _watched(files: tuple[MetricFile, ...]) -> tuple[MetricFile, ...]:
 
 @task
 def summarize(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Mean of each metric over layers, heads and splits: one row a module or circuit and type of data."""
+    """Returns the mean of each metric over layers, heads and splits: a row a module or circuit and type of data."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in read_table(folder).to_pylist():
         if row["step"] == step and row["value"] is not None and row["target_layer"] is None:
@@ -121,7 +128,7 @@ def summarize(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _mean(values: list[float] | None) -> float | None:
-    """To four figures; None where the metric does not apply."""
+    """Returns the mean to four figures; None where the metric does not apply."""
     return float(f"{sum(values) / len(values):.4g}") if values else None
 
 
@@ -170,7 +177,9 @@ def analyze(stage: Stage) -> None:
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
     settings, choices = params.analysis, _choices(stage, source, params.analysis)
-    about = identity(TOKENS, behaviour_settings(params.behaviour)) if params.behaviour.metrics else None
+    about = None
+    if params.behaviour.metrics:
+        about = behaviour_identity(TOKENS, behaviour_settings(params.behaviour), choices["files"])
     folder = analysis_folder(source, model, settings.metrics, settings.components, **choices, more=about)
     measure(stage, source, model, folder, choices)
     rows = summarize(folder, found[-1].step)

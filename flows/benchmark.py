@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
+from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import Params
 from pico.errors import PicoError
-from pico.evaluation.choose import choose_steps
-from pico.files import publishing, read_json, sha256_file, working_folder, write_json
+from pico.evaluation.parts import answers_identity, choose_steps, evaluate_part
+from pico.files import publishing, read_json, working_folder, write_json
 from pico.spread import spread
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Answers = dict[tuple[int, str], Path]
 
 @task
 def choose(model: str, params: Params) -> list[Checkpoint]:
-    """The checkpoints to be evaluated."""
+    """Returns the checkpoints to be evaluated."""
     run_folder = DATA / "models" / params.suite.scale / model
     known = {checkpoint.step: checkpoint for checkpoint in checkpoints(run_folder)}
     if not known:
@@ -40,7 +40,7 @@ def choose(model: str, params: Params) -> list[Checkpoint]:
 
 @task
 def build_requests(params: Params) -> "list[Benchmark]":
-    """What every checkpoint is asked: the documents, and lm-eval's prompts for them."""
+    """Makes the requests to every checkpoint: the documents, and lm-eval's prompts for them."""
     from pico.evaluation.benchmarks import Benchmark  # lm-eval takes seconds to import
 
     evaluation = params.evaluation
@@ -52,9 +52,7 @@ def build_requests(params: Params) -> "list[Benchmark]":
 
 @task
 def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str, folder: Path) -> Answers:
-    """Every part of every checkpoint, spread over processes; what an interrupted run left in `folder` is used."""
-    from pico.evaluation.parts import evaluate_part
-
+    """Asks every checkpoint every part, spread over processes; uses what an interrupted run left in `folder`."""
     parts = {HELDOUT: None} | {benchmark.name: benchmark.requests for benchmark in benchmarks}
     places = {
         (checkpoint.step, part): folder / f"{checkpoint.folder.name}-{part}.json"
@@ -83,7 +81,7 @@ def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", d
 def score(
     params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", answers: Answers
 ) -> list[dict[str, Any]]:
-    """The entries of results.json, by step."""
+    """Returns the entries of results.json, by step."""
     return [
         {
             "step": checkpoint.step,
@@ -98,24 +96,6 @@ def score(
         }
         for checkpoint in chosen
     ]
-
-
-def identity(params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str) -> dict[str, Any]:
-    """All that the answers depend on: weights, held-out text, tokenizer, requests, settings, code."""
-    import pico.evaluation
-    import pico.model
-
-    code = [Path(package.__file__ or "").parent for package in (pico.evaluation, pico.model)]
-    tokens = DATA / "tokens"
-    data = [*sorted((tokens / HELDOUT).glob("*.parquet")), *sorted((tokens / "tokenizer").glob("*.json"))]
-    return {
-        "checkpoints": {checkpoint.step: read_json(checkpoint.folder / MANIFEST) for checkpoint in chosen},
-        "data": {str(path): sha256_file(path) for path in data},
-        "requests": {benchmark.name: benchmark.requests for benchmark in benchmarks},
-        "settings": params.evaluation.model_dump(),
-        "device": device,
-        "code": [sha256_file(path) for folder in code for path in sorted(folder.rglob("*.py"))],
-    }
 
 
 @contextmanager
@@ -146,7 +126,7 @@ def bar(stage: Stage, total: int) -> "Iterator[Any]":
 
 
 def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last checkpoint's figures, one row a domain and a benchmark."""
+    """Returns the last checkpoint's figures, one row a domain and a benchmark."""
     last = results[-1]
     heldout = [
         {
@@ -178,7 +158,10 @@ def benchmark(stage: Stage) -> None:
     device = stage.device()
     chosen = choose(model, params)
     benchmarks = build_requests(params)
-    answers = working_folder("benchmark", identity(params, chosen, benchmarks, device))
+    requests = {benchmark.name: benchmark.requests for benchmark in benchmarks}
+    batch_size = params.evaluation.batch_size
+    about = answers_identity(chosen, DATA / "tokens", requests, device=device, batch_size=batch_size)
+    answers = working_folder("benchmark", about)
     results = score(params, chosen, benchmarks, ask(stage, chosen, benchmarks, device, answers))
     with publishing(DATA / "evaluation" / params.suite.scale / model) as folder:
         write_json(folder / "results.json", results)

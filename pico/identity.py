@@ -29,6 +29,7 @@ INFRASTRUCTURE = (
     "pico.errors",
     "pico.files",
     "pico.identity",
+    "pico.plugins",
     "pico.spread",
     "pico.watch",
 )
@@ -218,3 +219,12 @@ def identity(*entries: str) -> dict[str, dict[str, str]]:
 def identity_hash(*entries: str) -> str:
     """Returns the fingerprint of `identity`, for keys."""
     return fingerprint(identity(*entries))
+
+
+def device_name(device: str) -> str:
+    """Returns "cpu", or the name of the GPU that "cuda" is, for keys: what one device computed is not another's."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return f"{device} {torch.cuda.get_device_name(device)}"

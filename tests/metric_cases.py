@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pico.analysis import METRICS, compute
+from pico.analysis.metrics.catalogue import METRICS, compute
 
 CATALOGUE = [
     "linear_cka", "debiased_cka", "minibatch_cka", "rbf_cka", "cca_mean", "svcca", "pwcca", "procrustes", "rsa",

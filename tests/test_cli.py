@@ -8,7 +8,7 @@ from lab_project import make_project
 from synthetic_runs import write_run
 from typer.testing import CliRunner, Result
 
-from pico.analysis import read_table
+from pico.analysis.engine.table import read_table
 from pico.cli import app
 
 
@@ -71,14 +71,13 @@ def test_ui_without_a_lab_says_how_to_start_it(inside: Path) -> None:
 
 
 def test_metrics_are_listed_for_people_and_for_programs() -> None:
-    from pico.analysis import METRICS
-    from pico.behaviour.settings import NAMES
+    from pico.analysis.metrics.catalogue import METRICS
 
     listed = json.loads(pico("metrics", "--json").output)
-    assert {row["name"] for row in listed} == {*METRICS, *NAMES}
+    assert {row["name"] for row in listed} == set(METRICS)
     assert all(row["definition"] and row["source"] and row["applies_to"] and row["inputs"] for row in listed)
     table = pico("metrics").output
-    assert all(name in table for name in (*METRICS, *NAMES))
+    assert all(name in table for name in METRICS)
 
 
 def test_a_metric_file_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When representations settle: time to stability of every layer, and how that depends on the size of the model.
+"""Convergence of representations: time to stability of every layer, and its order with the size of the model.
 
 Diehl Martinez et al. 2024 ("Tending Towards Stability", arXiv 2410.11451) compare each layer's activations at every
 checkpoint with those of the last by CKA, and find that large models settle early in training, small ones later and
@@ -28,7 +28,7 @@ ELSEWHERE = ("target_layer", "target_run")
 
 @dataclass(frozen=True)
 class Stability:
-    """When one layer of one run settled."""
+    """The stability of one layer of one run."""
 
     run: str
     component: str
@@ -49,11 +49,11 @@ class Settling:
 
     run: str
     layers: int
-    """How many curves there are: layers times captured modules (times heads)."""
+    """The number of curves: layers times captured modules (times heads)."""
     settled: int
-    """How many of them settle before the last checkpoint."""
+    """The number of those that settle before the last checkpoint."""
     settled_early: int
-    """How many within EARLY of training."""
+    """The number within EARLY of training."""
     median: float | None
     """Median share of training until settled, those that never do counting as later than all; None where that is
     the middle."""
@@ -62,7 +62,7 @@ class Settling:
 
 
 def time_to_stability(steps: Sequence[float], values: Sequence[float | None], level: float = LEVEL) -> float | None:
-    """The first step from which `values` stay at or above `level`; None where they don't before the last step.
+    """Returns the first step from which `values` stay at or above `level`; None where they don't before the last step.
 
     steps: ascending, the last being the checkpoint compared with. values: similarity to that one; None or NaN: not
     known, which counts as below. Rule of interpolation: between the last checkpoint below and the one after it, the
@@ -85,7 +85,7 @@ def time_to_stability(steps: Sequence[float], values: Sequence[float | None], le
 
 
 def similarity_at(steps: Sequence[float], values: Sequence[float | None], step: float) -> float | None:
-    """The value at `step`, linear in ln(1 + step) between checkpoints; None where a neighbour is not known."""
+    """Returns the value at `step`, linear in ln(1 + step) between checkpoints; None where a neighbour is not known."""
     for (left, low), (right, high) in pairwise(zip(steps, values, strict=True)):
         if left <= step <= right:
             if None in (low, high) or math.isnan(low + high):  # type: ignore[operator]
@@ -104,7 +104,7 @@ def stability(
     data_type: str = "activations",
     split: str | None = "val",
 ) -> list[Stability]:
-    """Time to stability of every layer, module and head in a table of measurements (see pico.analysis.engine.table).
+    """Returns the time to stability of every layer, module and head in a table (see pico.analysis.engine.table).
 
     The table may hold several runs. Only comparisons with the last step of the same run and layer are looked at.
     Gives nothing where there are none; in order of run, module, layer, head.
@@ -144,7 +144,7 @@ def stability(
 
 
 def settling(found: Sequence[Stability], runs: Sequence[str]) -> list[Settling]:
-    """One summary a run, in the order of `runs`; of those that have any curve."""
+    """Returns a summary a run, in the order of `runs`, for those that have any curve."""
     summaries = []
     for run in runs:
         own = [one for one in found if one.run == run]
@@ -167,7 +167,7 @@ def settling(found: Sequence[Stability], runs: Sequence[str]) -> list[Settling]:
 
 
 def concordance(values: Sequence[float | None]) -> float | None:
-    """Kendall's tau-a of `values` with their own order: 1 rising throughout, -1 falling; None counts as the largest.
+    """Computes Kendall's tau-a of `values` with their own order: 1 rising, -1 falling; None counts as the largest.
 
     For values in order of size of the model. None with fewer than two of them.
     """

@@ -1,36 +1,47 @@
-"""Curvature of the loss: critical sharpness, the largest eigenvalue and the trace of the Hessian. Never a full Hessian.
+"""Metrics of the loss landscape: critical sharpness, largest eigenvalue and trace of the Hessian, local learning.
 
-All are deterministic given a seed, and leave the parameters as they were. With float32 weights expect three to five
-figures: gradients and losses are float32 sums.
+The Hessian is never formed. All are deterministic given a seed, and leave the parameters as they were. With float32
+weights expect three to five figures: gradients and losses are float32 sums.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pico.analysis.metrics.registry import Measurement
-from pico.behaviour.catalogue import LANDSCAPE, listed, measured, undefined
-from pico.behaviour.objective import Objective, flat
+from pico.analysis.metrics.registry import Measurement, metric
+from pico.behaviour.objective import Objective, add, flat, part_gradient
+from pico.behaviour.subject import Langevin, Subject, Value, measured, undefined
 
 REACH = 60
 """Doublings or halvings of the step that the line search tries before it gives up."""
 
 
-@listed(
-    "critical_sharpness",
-    data_type=LANDSCAPE,
+def _on(subject: Subject, **more: Any) -> dict[str, Any]:
+    rows, at_once = subject.landscape_rows, subject.settings.landscape_rows_at_once
+    return {"rows": len(rows), "seq": rows.shape[1] - 1, "rows_at_once": at_once, **more}
+
+
+@metric(
     definition="2 / eta_c, eta_c the smallest step along the direction (minus the gradient) at which the loss rises "
     "above where it was",
     source="Kalra et al. 2026, arXiv 2601.16979",
+    types="C",
+    default=True,
 )
-def critical_sharpness(
+def critical_sharpness(subject: Subject) -> Iterator[Value]:
+    """Yields the sharpness of the training loss along its gradient; see `sharpness`."""
+    if subject.objective is not None:
+        yield Value(sharpness(subject.objective), _on(subject, direction="gradient"), "train")
+
+
+def sharpness(
     objective: Objective, direction: Tensor | None = None, first_step: float = 1.0, tolerance: float = 1e-3
 ) -> Measurement:
-    """How sharp the loss is along an update: on a quadratic with the gradient g as direction, g'Hg / g'g.
+    """Computes how sharp the loss is along an update: on a quadratic with the gradient g as direction, g'Hg / g'g.
 
     direction: (size,), the update is w - eta direction; None: the gradient, which costs one backward pass. An
     optimiser's update may be given instead. The search doubles or halves `first_step` until it has one step that raises
@@ -62,7 +73,7 @@ def critical_sharpness(
 
 
 def _bracket(change: Callable[[float], float], step: float) -> tuple[float, float] | None:
-    """A step that does not raise the loss and a longer one that does, with none between them tried.
+    """Returns a step that does not raise the loss and a longer one that does, with none between them tried.
 
     A step that leaves the loss exactly where it was says nothing: it may be too short for the rounding of the loss.
     """
@@ -82,16 +93,26 @@ def _bracket(change: Callable[[float], float], step: float) -> tuple[float, floa
     return None
 
 
-@listed(
-    "hessian_top_eigenvalue",
-    data_type=LANDSCAPE,
+@metric(
     definition="largest (algebraic) eigenvalue of the Hessian of the mean loss, by Lanczos on Hessian-vector products",
     source="Cohen et al. 2021, arXiv 2103.00065; ARPACK: Lehoucq et al. 1998",
+    types="C",
+    default=True,
 )
+def hessian_top_eigenvalue(subject: Subject) -> Iterator[Value]:
+    """Yields the largest curvature of the training loss; see `top_eigenvalue`."""
+    if subject.objective is not None:
+        tolerance, krylov, seed = subject.settings.hessian_tolerance, subject.settings.krylov, subject.settings.seed
+        found = top_eigenvalue(subject.objective, seed=seed, tolerance=tolerance, krylov=krylov)
+        yield Value(found, _on(subject, seed=seed, tolerance=tolerance, krylov=krylov), "train")
+
+
 def top_eigenvalue(
     objective: Objective, *, seed: int = 0, tolerance: float = 1e-3, krylov: int = 20, restarts: int = 20
 ) -> Measurement:
-    """Cost: at least `krylov`, commonly 20 to 40 Hessian-vector products; memory of krylov vectors of float64.
+    """Computes the largest eigenvalue of the Hessian by ARPACK.
+
+    Cost: at least `krylov`, commonly 20 to 40 Hessian-vector products; memory of krylov vectors of float64.
 
     tolerance: relative, of the eigenvalue. `n_too_small` where ARPACK has not converged after `restarts`.
     """
@@ -127,6 +148,20 @@ def top_eigenvalue(
     return measured(float(values[0]), n, p)
 
 
+@metric(
+    definition="mean of v'Hv over Rademacher vectors v: an unbiased estimate of the trace of the mean loss's Hessian",
+    source="Hutchinson 1990; Yao et al. 2020, arXiv 1912.07145",
+    types="C",
+    default=True,
+)
+def hessian_trace(subject: Subject) -> Iterator[Value]:
+    """Yields the summed curvature of the training loss, with its standard error over the probes."""
+    if subject.objective is not None:
+        given = {"probes": subject.settings.trace_probes, "seed": subject.settings.seed}
+        trace = hutchinson_trace(subject.objective, **given)
+        yield Value(trace.trace, _on(subject, **given), "train", standard_error=trace.standard_error)
+
+
 class Trace(NamedTuple):
     """An estimate and its standard error."""
 
@@ -134,22 +169,10 @@ class Trace(NamedTuple):
     standard_error: Measurement
 
 
-@listed(
-    "hessian_trace_standard_error",
-    data_type=LANDSCAPE,
-    definition="standard error of hessian_trace over its probes",
-    source="Hutchinson 1990",
-)
-@listed(
-    "hessian_trace",
-    data_type=LANDSCAPE,
-    definition="mean of v'Hv over Rademacher vectors v: an unbiased estimate of the trace of the mean loss's Hessian",
-    source="Hutchinson 1990; Yao et al. 2020, arXiv 1912.07145",
-)
-def hessian_trace(objective: Objective, *, probes: int = 16, seed: int = 0) -> Trace:
-    """Hutchinson's estimator. Cost: `probes` Hessian-vector products. At least two probes for a standard error.
+def hutchinson_trace(objective: Objective, *, probes: int = 16, seed: int = 0) -> Trace:
+    """Estimates the trace of the Hessian by Hutchinson's method. Cost: `probes` Hessian-vector products.
 
-    Exact, with standard error 0, where the Hessian is diagonal.
+    At least two probes are needed for a standard error. Exact, with standard error 0, where the Hessian is diagonal.
     """
     n, p = objective.n, objective.size
     example = flat(objective.parameters)
@@ -164,3 +187,74 @@ def hessian_trace(objective: Objective, *, probes: int = 16, seed: int = 0) -> T
                      undefined("n_too_small", n, p))  # fmt: skip
     return Trace(measured(float(np.mean(found)), n, p),
                  measured(float(np.std(found, ddof=1) / math.sqrt(probes)), n, p))  # fmt: skip
+
+
+@metric(
+    definition="n beta (mean loss along SGLD chains from w - loss at w), n beta = n / ln n; regular minimum: d / 2",
+    source="Lau et al. 2023, arXiv 2308.12108",
+    types="C",
+)
+def local_learning_coefficient(subject: Subject) -> Iterator[Value]:
+    """Yields the degeneracy of the training loss around w, with its standard error; see `local_learning`."""
+    if subject.objective is not None:
+        settings, seed = subject.settings.langevin, subject.settings.seed
+        found = local_learning(subject.objective, settings, seed=seed)
+        params = _on(subject, seed=seed, **vars(settings), n_beta=found.n_beta)
+        yield Value(found.coefficient, params, "train", standard_error=found.standard_error)
+
+
+class LocalLearning(NamedTuple):
+    """The estimate, its standard error over chains, and the inverse temperature used."""
+
+    coefficient: Measurement
+    standard_error: Measurement
+    n_beta: float
+
+
+def local_learning(objective: Objective, settings: Langevin | None = None, *, seed: int = 0) -> LocalLearning:
+    """Estimates lambda-hat of Lau et al.; n is the number of samples (tokens) of which the loss is the mean.
+
+    A step: w <- w - epsilon / 2 (n beta grad L + gamma (w - w0)) + normal(0, epsilon), the gradient that of one part of
+    the objective, drawn with the probability of its share. Negative where w is no minimum of the loss. `nonfinite`
+    where a chain diverged: take a smaller step. Cost: chains x (burn_in + draws) forward and backward passes of a part.
+    The parameters end as they were.
+    """
+    settings = settings or Langevin()
+    n, p = objective.n, objective.size
+    n_beta = n / math.log(n) if n > 1 else 0.0
+    if n < 2 or settings.draws < 1 or settings.chains < 1:
+        nothing = undefined("n_too_small", n, p)
+        return LocalLearning(nothing, nothing, n_beta)
+    start = objective.loss()
+    estimates = [n_beta * (_chain(objective, settings, n_beta, [seed, chain]) - start)
+                 for chain in range(settings.chains)]  # fmt: skip
+    error = (
+        measured(float(np.std(estimates, ddof=1) / math.sqrt(len(estimates))), n, p)
+        if len(estimates) > 1
+        else undefined("n_too_small", n, p)
+    )
+    return LocalLearning(measured(float(np.mean(estimates)), n, p), error, n_beta)
+
+
+def _chain(objective: Objective, settings: Langevin, n_beta: float, seed: list[int]) -> float:
+    """Returns the mean loss along one chain; NaN where it diverged."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    origin = flat(objective.parameters)
+    noise = torch.Generator(device="cpu").manual_seed(int(generator.integers(2**62)))
+    shares = [part.share for part in objective.parts]
+    total = 0.0
+    with objective.restored():
+        for step in range(settings.burn_in + settings.draws):
+            part = objective.parts[int(generator.choice(len(shares), p=np.asarray(shares) / sum(shares)))]
+            loss, drift = part_gradient(objective, part)
+            if not math.isfinite(loss):
+                return math.nan
+            if step >= settings.burn_in:
+                total += loss
+            drift.mul_(n_beta).add_(flat(objective.parameters) - origin, alpha=settings.localisation)
+            kick = torch.randn(objective.size, generator=noise, dtype=origin.dtype).to(origin.device)
+            add(
+                objective.parameters,
+                drift.mul_(-settings.step_size / 2).add_(kick, alpha=math.sqrt(settings.step_size)),
+            )
+    return total / settings.draws

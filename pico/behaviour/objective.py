@@ -18,7 +18,7 @@ class Part(NamedTuple):
     """A share of the batch over which the loss is a mean."""
 
     share: float
-    """Of the samples; all shares sum to 1."""
+    """Its share of the samples; all shares sum to 1."""
     loss: Callable[[], Tensor]
     """The part's mean loss: a scalar that autograd can differentiate."""
 
@@ -43,18 +43,18 @@ class Objective:
 
     @torch.no_grad()
     def loss(self) -> float:
-        """L here. Cost: one forward pass."""
+        """Computes L here. Cost: one forward pass."""
         return sum(part.share * float(part.loss()) for part in self.parts)
 
     def gradient(self) -> Tensor:
-        """dL/dw: (size,). Cost: one forward and backward pass."""
+        """Computes dL/dw: (size,). Cost: one forward and backward pass."""
         total = torch.zeros_like(flat(self.parameters))
         for part in self.parts:
             total.add_(part_gradient(self, part)[1], alpha=part.share)
         return total
 
     def hessian_vector(self, vector: Tensor) -> Tensor:
-        """(d^2 L/dw^2) vector: (size,), by differentiating gradient . vector (Pearlmutter 1994), exact to rounding.
+        """Computes (d^2 L/dw^2) vector, (size,), by differentiating gradient . vector (Pearlmutter 1994).
 
         Cost: about five forward passes, with explicit attention, whose fused kernels have no second derivative.
         """
@@ -71,14 +71,14 @@ class Objective:
 
     @contextmanager
     def at(self, displacement: Tensor) -> Iterator[None]:
-        """Within it, w is w + displacement (size,); afterwards w is what it was, to the bit."""
+        """Moves w to w + displacement (size,) within it; afterwards w is what it was, to the bit."""
         with self.restored():
             add(self.parameters, displacement)
             yield
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Afterwards the parameters are what they were, to the bit, whatever was done to them."""
+        """Makes the parameters what they were, to the bit, whatever was done to them within."""
         before = [parameter.detach().clone() for parameter in self.parameters]
         try:
             yield
@@ -89,14 +89,14 @@ class Objective:
 
 
 def part_gradient(objective: Objective, part: Part) -> tuple[float, Tensor]:
-    """The mean loss of one part and its gradient (size,)."""
+    """Returns the mean loss of one part and its gradient (size,)."""
     loss = part.loss()
     gradient = torch.autograd.grad(loss, objective.parameters, materialize_grads=True)
     return float(loss.detach()), flat(gradient)
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries as one vector, a copy."""
+    """Returns all entries as one vector, a copy."""
     return torch.cat([one.detach().reshape(-1) for one in tensors])
 
 
@@ -109,7 +109,7 @@ def add(parameters: Sequence[Tensor], displacement: Tensor) -> None:
 
 
 def language_objective(scorer: DifferentiableScorer, rows: np.ndarray, rows_at_once: int = 1) -> Objective:
-    """The mean cross-entropy (nats) of rows[:, 1:] given what comes before them, rows being (n >= 1, seq + 1).
+    """Returns the mean cross-entropy (nats) of rows[:, 1:] given what comes before them, rows being (n >= 1, seq + 1).
 
     rows_at_once: rows in one part: memory is that of so many rows' logits and activations, a few times over.
     Raises PicoError for rows that the model cannot read.

@@ -1,7 +1,7 @@
-"""What behavioural metrics ask of a model: log-probabilities, and where it can, attention logits and gradients.
+"""The interface of a model to metrics of behaviour: log-probabilities, and where it can, attention and gradients.
 
-`Scorer` is all that most metrics need, so that any callable can be measured. `as_scorer` wraps our Decoder and Hugging
-Face causal LMs, and takes anything that is a Scorer already as it is.
+`Scorer` is all that most metrics need, so that any callable can be measured. `as_scorer` wraps our Decoder, and takes
+anything that is a Scorer already as it is: pico.capture.hugging_face has one of Hugging Face causal LMs.
 """
 
 import math
@@ -33,7 +33,7 @@ class Scorer(Protocol):
         """Longest row of input ids."""
 
     def log_probabilities(self, input_ids: Tensor) -> Tensor:
-        """log p(next token | tokens so far): (batch, seq) int64 -> (batch, seq, vocab_size) float32, in nats."""
+        """Computes log p(next token | tokens so far): (batch, seq) int64 -> (batch, seq, vocab_size) float32, nats."""
 
 
 @runtime_checkable
@@ -41,7 +41,7 @@ class AttentionScorer(Scorer, Protocol):
     """A Scorer whose attention can be looked at."""
 
     def attention_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """Each layer's scaled scores before the softmax, in turn: (batch, heads, seq, seq) float32, -inf where masked.
+        """Yields each layer's scaled scores before the softmax: (batch, heads, seq, seq) float32, -inf where masked.
 
         The softmax over the last axis is the attention. One layer at a time, so that only one is in memory.
         """
@@ -52,10 +52,10 @@ class DifferentiableScorer(Scorer, Protocol):
     """A Scorer whose loss has derivatives with respect to its parameters."""
 
     def parameters(self) -> tuple[Tensor, ...]:
-        """The trainable parameters, in a fixed order, each once."""
+        """Returns the trainable parameters, in a fixed order, each once."""
 
     def logits(self, input_ids: Tensor) -> Tensor:
-        """(batch, seq) int64 -> (batch, seq, vocab_size), twice differentiable under the `math` attention kernel."""
+        """Computes (batch, seq) int64 -> (batch, seq, vocab_size), twice differentiable under the `math` kernel."""
 
 
 class DecoderScorer:
@@ -76,7 +76,7 @@ class DecoderScorer:
         return self.model(input_ids.to(self._device)).log_softmax(-1)
 
     def log_probability_chunks(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """The same, (positions, vocab_size) a time in row-major order: the logits never exist as a whole."""
+        """Yields the same, (positions, vocab_size) a time in row-major order: the logits never exist as a whole."""
         hidden = self.model.hidden(input_ids.to(self._device)).flatten(0, 1)
         for part in hidden.split(max(1, LOGITS_AT_ONCE // self.vocab_size)):
             yield self.model.de_embedding_proj(part).float().log_softmax(-1)
@@ -102,7 +102,7 @@ class DecoderScorer:
 
 
 def causal_scores(attention: Attention, x: Tensor, table: Tensor) -> Tensor:
-    """q.k / sqrt(head_dim) of our attention, which its fused kernel never shows: (batch, heads, seq, seq), float32.
+    """Computes q.k / sqrt(head_dim), which our fused kernel never shows: (batch, heads, seq, seq), float32.
 
     x: (batch, seq, d_model), the normalised input; table: see pico.model.decoder.rotate. -inf where the key is later.
     """
@@ -112,33 +112,26 @@ def causal_scores(attention: Attention, x: Tensor, table: Tensor) -> Tensor:
 
 
 def mask_future(scores: Tensor) -> Tensor:
-    """-inf above the diagonal of the last two axes."""
+    """Sets what is above the diagonal of the last two axes to -inf."""
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(later, float("-inf"))
 
 
 def as_scorer(model: Any) -> Scorer:
-    """A Scorer of a Decoder, of a Hugging Face causal LM, or `model` itself where it is one.
-
-    Raises PicoError for anything else.
-    """
+    """Returns a Scorer of a Decoder, or `model` itself where it is one. Raises PicoError for anything else."""
     if isinstance(model, Decoder):
         return DecoderScorer(model)
     if isinstance(model, Scorer):
         return model
-    if hasattr(model, "get_output_embeddings") and hasattr(model, "config"):
-        from pico.behaviour.hugging_face import HuggingFaceScorer  # transformers is slow to import
-
-        return HuggingFaceScorer(model)
     raise PicoError(
         f"a {type(model).__name__} is not a model whose behaviour can be measured",
-        mend="give a pico.model.Decoder, a Hugging Face causal LM, or an object with vocab_size, context_length and "
-        "log_probabilities(input_ids)",
+        mend="give a pico.model.Decoder, pico.capture.hugging_face.HuggingFaceScorer(model) for a Hugging Face causal "
+        "LM, or an object with vocab_size, context_length and log_probabilities(input_ids)",
     )
 
 
 def log_probability_chunks(scorer: Scorer, input_ids: Tensor) -> Iterator[Tensor]:
-    """Log-probabilities of all positions in row-major order, (positions, vocab_size) a time.
+    """Yields log-probabilities of all positions in row-major order, (positions, vocab_size) a time.
 
     Scorers may offer `log_probability_chunks` themselves to bound memory within a row; others are asked row by row
     as far as LOGITS_AT_ONCE allows.
@@ -152,7 +145,7 @@ def log_probability_chunks(scorer: Scorer, input_ids: Tensor) -> Iterator[Tensor
 
 
 def check_rows(scorer: Scorer, rows: np.ndarray) -> np.ndarray:
-    """`rows` as int64 (n, length >= 2), with length - 1 at most the context. Raises PicoError for anything else."""
+    """Returns `rows` as int64 (n, length >= 2). Raises PicoError for another shape, or what the model cannot read."""
     rows = np.asarray(rows, np.int64)
     if rows.ndim != 2 or rows.shape[1] < 2:
         raise PicoError(f"token rows have shape {rows.shape}", mend="give (rows, seq_len + 1) with seq_len at least 1")

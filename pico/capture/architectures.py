@@ -1,4 +1,4 @@
-"""Where a Hugging Face architecture keeps what the analysis looks at, and how its heads are laid out.
+"""Mappings of Hugging Face architectures: the places of what the analysis looks at, and the layout of heads.
 
 Everything is given pico-decoder's names and layout, so that a row, a column and a head mean the same in every table:
 
@@ -37,9 +37,9 @@ class Architecture:
     """The order of a fused module's outputs: `per_head` (q, k, v of head 0, then of head 1, ...: GPT-NeoX) or `blocks`
     (all queries, all keys, all values: GPT-2)."""
     transposed: bool = False
-    """Whether weights are stored (in, out), as GPT-2's Conv1D does."""
+    """True where weights are stored (in, out), as GPT-2's Conv1D does."""
     rotary: str | None = None
-    """Which coordinates of a head rotary embeddings turn together: `halves` (j and j + d / 2), `interleaved` (2j and
+    """The coordinates of a head that rotary embeddings turn together: `halves` (j and j + d / 2), `interleaved` (2j and
     2j + 1, pico's), or none. Rows of q and k are reordered to pico's; products of the two do not notice."""
 
 
@@ -95,7 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
 }
-"""By `model_type` of config.json."""
+"""The known mappings by `model_type` of config.json."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Shape:
     n_kv_heads: int
     head_dim: int
     rotary_dims: int
-    """How many coordinates of a head, from the first, are rotated."""
+    """The number of coordinates of a head, from the first, that are rotated."""
 
 
 def architecture_of(model_type: str, mapping: Path | None = None) -> Architecture:
-    """The mapping of a `model_type`, or the one in the JSON file `mapping`.
+    """Returns the mapping of a `model_type`, or the one in the JSON file `mapping`.
 
     Raises PicoError naming an architecture that is not known, and what a mapping file lacks.
     """
@@ -146,7 +146,7 @@ def _read(path: Path) -> Architecture:
 
 
 def output_rows(architecture: Architecture, shape: Shape, name: str) -> Tensor | None:
-    """Which outputs of the Hugging Face module are pico's module `name`, in pico's order; None for all as they are."""
+    """Returns which outputs of the Hugging Face module are pico's module `name`, in order; None for all as they are."""
     if name not in QKV:
         return None
     which = QKV.index(name)
@@ -165,7 +165,7 @@ def output_rows(architecture: Architecture, shape: Shape, name: str) -> Tensor |
 
 
 def shape_of(config: Any) -> Shape:
-    """The head sizes of a transformers configuration. Raises PicoError where it does not give them."""
+    """Returns the head sizes of a transformers configuration. Raises PicoError where it does not give them."""
     try:
         n_heads, width = int(config.num_attention_heads), int(config.hidden_size)
     except AttributeError as error:

@@ -1,4 +1,4 @@
-"""What a path, or an id of the hub, holds: which kind of checkpoints, and of which steps."""
+"""Places of checkpoints: the kind and steps of what a path, or an id of the hub, holds."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Kind = Literal["pico", "published", "hugging_face"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 STEP = re.compile(r"(?:step|checkpoint)[-_]?(\d+)", re.IGNORECASE)
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "learning_dynamics/*.pt")
-"""What is fetched from the hub: configuration, weights, tokenizers and captured states; no code."""
+"""Patterns of what is fetched from the hub: configuration, weights, tokenizers and captured states; no code."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Place:
 
 
 def find(target: str, revisions: Sequence[str] = ()) -> Place:
-    """What `target` is: a folder, or else `owner/name` on the hub, of which the `revisions` are fetched.
+    """Finds out what `target` is: a folder, or else `owner/name` on the hub, whose `revisions` are fetched.
 
     A folder is one checkpoint (it holds config.json) or holds several (below it, or below its checkpoints/), whose
     names give the steps: `step1000`, `step_00001000`, `checkpoint-1000`. So do revisions; `REVISION=STEP` says the step
@@ -71,7 +71,7 @@ def _checkpoint_folders(path: Path) -> dict[int, Path]:
 
 
 def steps(named: dict[str, Path], where: str) -> dict[int, Path]:
-    """Step -> folder, from names; a single one that names no step has step 0."""
+    """Returns step -> folder, from names; a single one that names no step has step 0."""
     found: dict[int, Path] = {}
     for name, folder in named.items():
         match = re.search(r"=(\d+)$", name) or STEP.search(name)
@@ -98,7 +98,7 @@ def _kind(folder: Path) -> Kind:
 
 
 def fetch(repository: str, revisions: Sequence[str]) -> dict[int, Path]:
-    """Step -> folder of the revisions (`step1000`, or `REVISION=STEP`) of a model on the hub, in the hub's own cache.
+    """Fetches revisions (`step1000`, or `REVISION=STEP`) of a model into the hub's own cache: step -> folder.
 
     Raises PicoError where one cannot be had.
     """

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pico.analysis.engine.components import SPLITS
+from pico.analysis.engine.choices import SPLITS
 from pico.checkpoint import read_tensors
 from pico.errors import PicoError
 from pico.files import read_json
@@ -26,14 +26,17 @@ PREFIX = "pico_decoder."
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The decoder's shape: of config.json, those keys that are the decoder's. Raises PicoError for missing ones."""
+    """Returns the decoder's shape: of config.json, those keys that are the decoder's.
+
+    Raises PicoError for missing ones.
+    """
     values = read_json(folder / "config.json")
     known = {field.name for field in fields(DecoderConfig)}
     return DecoderConfig.from_dict({name: value for name, value in values.items() if name in known})
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The parameters, without the prefix of the Hugging Face files; of model.safetensors, or of all its shards."""
+    """Returns the parameters without their prefix, from model.safetensors or all its shards."""
     paths = sorted(folder.glob("model*.safetensors"))
     if paths:
         found = {name: tensor for path in paths for name, tensor in read_tensors(path).items()}
@@ -45,7 +48,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_dynamics(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The captured states under the names of our files: {"val_activations": {"layers.0.attention.v_proj": ...}, ...}.
+    """Returns the captured states under the names of our files: {"val_activations": {"layers.0...": ...}, ...}.
 
     {} where none were captured. Gradients are given parameter names. Wrappers' prefixes of the modules' names go.
     """
@@ -66,14 +69,14 @@ def read_dynamics(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def load_decoder(folder: Path) -> Decoder:
-    """The model, float32 and in eval mode. Raises PicoError where weights and configuration do not fit."""
+    """Returns the model, float32 and in eval mode. Raises PicoError where weights and configuration do not fit."""
     model = Decoder(read_config(folder))
     load_weights(model, {name: tensor.float() for name, tensor in read_weights(folder).items()}, where=str(folder))
     return model.eval()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pt or .bin file; nothing else is unpickled. Raises PicoError for anything else."""
+    """Returns the tensors of a .pt or .bin file; nothing else is unpickled. Raises PicoError for anything else."""
     mend = "only files that torch.load reads with weights_only=True are opened; export others to safetensors"
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)

@@ -12,31 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pico.analysis.engine.layers import choose_layers
+from pico.analysis.engine.choices import choose_layers
 from pico.capture import published
 from pico.capture.architectures import KNOWN, architecture_of, shape_of
-from pico.capture.models import load_config, load_model
+from pico.capture.hugging_face import RESIDUAL, States, capture_states, load_config, load_model
 from pico.capture.places import Place
-from pico.capture.states import RESIDUAL, States, capture_states
 from pico.capture.text import batch, load_encoder
 from pico.checkpoint import MANIFEST, Checkpoint, step_name, write_checkpoint
 from pico.errors import PicoError
 from pico.files import sha256_file, working_folder
+from pico.identity import device_name, identity
 from pico.model import Decoder
 from pico.model.decoder import load_decoder
 from pico.train.capture import activation_metadata, capture
 
 Report = Callable[[int, int], None]
-"""Told (checkpoints captured, checkpoints in all)."""
+"""Called with (checkpoints captured, checkpoints in all)."""
 MODULES = ("attention.v_proj", "attention.o_proj", "swiglu.w_2")
 """Captured by default: what pico's own runs capture."""
 SPLIT = "val"
-"""What the table calls the batch: nobody trained on it here."""
+"""The table's name for the batch: nobody trained on it here."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is captured, on what."""
+    """The choice of what is captured, and on what text."""
 
     text: Path | None = None
     """UTF-8, or Parquet with input_ids; see pico.capture.text. None: the default text, and for a pico run or published
@@ -62,7 +62,7 @@ class Settings:
 def captured_run(
     place: Place, settings: Settings, root: Path = Path("runs"), report: Report | None = None
 ) -> tuple[Path, list[int]]:
-    """A run folder (it holds checkpoints/) with the place's states, and the layers that are in it.
+    """Returns a run folder (it holds checkpoints/) with the place's states, and the layers that are in it.
 
     Made below `root`, in a folder named by all that the states depend on; steps that are there are kept. Raises
     PicoError for what cannot be read, and for an architecture that is not known.
@@ -74,7 +74,7 @@ def captured_run(
                 f"{last} is one checkpoint of a pico run", mend="name the run: the folder that holds checkpoints/"
             )
         return last.parent.parent, choose_layers(settings.layers, Checkpoint(last).config["n_layers"])
-    run = working_folder("capture", identity(place, settings), root)
+    run = working_folder("capture", capture_identity(place, settings), root)
     capture_into(run, place, settings, report)
     return run, list(Checkpoint(run / "checkpoints" / step_name(next(reversed(place.folders)))).config["layers"])
 
@@ -196,12 +196,12 @@ def _rows(folder: Path, settings: Settings, context: int, vocab_size: int) -> Te
 
 
 def device() -> str:
-    """Where models run: the GPU, where there is one."""
+    """Returns the device of models: the GPU, where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def identity(place: Place, settings: Settings) -> dict[str, Any]:
-    """All that the states depend on. Paths stand for what they hold."""
+def capture_identity(place: Place, settings: Settings) -> dict[str, Any]:
+    """Returns all that the states depend on. Paths stand for what they hold."""
     chosen = {name: value for name, value in asdict(settings).items() if not isinstance(value, Path)}
     for name in ("text", "mapping"):
         if path := getattr(settings, name):
@@ -212,7 +212,8 @@ def identity(place: Place, settings: Settings) -> dict[str, Any]:
     return {
         "settings": chosen,
         "checkpoints": {str(step): _hashes(folder, patterns) for step, folder in place.folders.items()},
-        "code": _hashes(Path(__file__).parent, ("*.py", "*.json")),
+        "device": device_name(device()),
+        **identity(__name__),
     }
 
 

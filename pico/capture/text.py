@@ -21,13 +21,13 @@ CHARACTERS_PER_TOKEN = 16
 
 
 def default_text() -> str:
-    """The passages of default_text.json, one after the other."""
+    """Returns the passages of default_text.json, one after the other."""
     passages = json.loads((resources.files("pico.capture") / "default_text.json").read_text(encoding="utf-8"))
     return "\n\n".join(one["text"] for one in passages)
 
 
 def load_encoder(folder: Path) -> Encode:
-    """The tokenizer of a folder, as a function from text to ids without special tokens.
+    """Returns the tokenizer of a folder, as a function from text to ids without special tokens.
 
     Reads tokenizer.json where there is one, else whatever transformers can read. Raises PicoError where there is none.
     """
@@ -51,7 +51,7 @@ def load_encoder(folder: Path) -> Encode:
 
 
 def batch(text: Path | None, encode: Callable[[], Encode], *, rows: int, seq_len: int, vocab_size: int) -> Tensor:
-    """(rows, seq_len + 1) int64: the first rows of `text`, or of the default text.
+    """Returns the first rows of `text`, or of the default text: (rows, seq_len + 1) int64.
 
     text: a UTF-8 file, or a Parquet file with the column `input_ids`, as data/tokens has. encode: gives the tokenizer,
     and is called where there is something to encode. A text is cut into rows without gaps and without special tokens.

@@ -11,7 +11,7 @@ from pico.cli.common import AsJson, Group, project_root
 from pico.errors import PicoError
 
 if TYPE_CHECKING:
-    from pico.analysis.engine.plugins import MetricFile
+    from pico.plugins import UserFile
 
 app = typer.Typer(cls=Group)
 
@@ -23,12 +23,13 @@ Files = Annotated[
 @app.command()
 def metrics(file: Files = None, as_json: AsJson = False) -> None:
     """List all metrics: definition, valid inputs, what they compare with, source."""
-    from pico.analysis.engine.listing import list_metrics
     from pico.analysis.engine.plugins import load_metric_files, read_metric_file
-    from pico.behaviour.settings import list_behaviour
+    from pico.analysis.listing import list_metrics
+    from pico.analysis.metrics import catalogue  # noqa: F401 (its metrics are listed)
+    from pico.behaviour import measure  # noqa: F401 (likewise)
 
     load_metric_files([*_metric_files_of_the_project(), *(read_metric_file(path) for path in file or [])])
-    rows = [*list_metrics(), *list_behaviour()]
+    rows = list_metrics()
     if as_json:
         from pico.files import canonical_json
 
@@ -67,7 +68,7 @@ def analyze(
     """Analyze anybody's checkpoints: a pico run, the published Pico layout, or a Hugging Face causal LM."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
     from pico.analysis.engine.plugins import read_metric_file
-    from pico.capture.analysis import DEFAULT_METRICS, analyze_place
+    from pico.capture.commands import analyze_place
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
     from pico.report.pages.any_model import write_pictures
@@ -99,7 +100,7 @@ def analyze(
             settings,
             folder,
             name=name,
-            metrics=metrics.split(",") if metrics else DEFAULT_METRICS,
+            metrics=metrics.split(",") if metrics else None,
             components=components.split(","),
             files=[read_metric_file(path) for path in file or []],
             report=lambda what, done, total: shown.update(lines[what], completed=done, total=total),
@@ -134,7 +135,7 @@ def capture(
 ) -> None:
     """Capture learning dynamics of checkpoints afterwards: of a pico run, bit for bit as training does."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
-    from pico.capture.afterwards import Own, capture_place, default_name
+    from pico.capture.commands import Own, capture_place, default_name
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
 
@@ -174,7 +175,7 @@ def _plain(text: str) -> Any:
     return Text(text)  # square brackets in a definition are not markup
 
 
-def _metric_files_of_the_project() -> "tuple[MetricFile, ...]":
+def _metric_files_of_the_project() -> "tuple[UserFile, ...]":
     """Those that params.yaml names, where the current folder is in a project."""
     from pico.analysis.engine.plugins import read_metric_files
     from pico.config import load_params

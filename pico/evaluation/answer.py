@@ -9,14 +9,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pico.evaluation.generation import generate
 from pico.evaluation.scoring import score
 from pico.model import Decoder
+from pico.model import generate as continue_texts
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 DEFAULT_NEW_TOKENS = 256
-"""Where a request doesn't say how much to generate; lm-eval's own default."""
+"""The length of answers to requests that name none; lm-eval's own default."""
 
 
 class Answerer:
@@ -26,18 +26,18 @@ class Answerer:
         self.model, self.tokenizer, self.eos_id, self.batch_size = model, tokenizer, eos_id, batch_size
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the continuation's log-probability in nats, and whether greedy gives it."""
+        """Returns (log-probability in nats, whether greedy decoding gives it) of each (context, continuation)."""
         encoded = encode_pairs(self.tokenizer, self.eos_id, pairs)
         found = score(self.model, encoded, batch_size=self.batch_size)
         return [(one.log_probability, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, texts: Sequence[tuple[str]]) -> list[float]:
-        """The log-probability of each whole text after EOS, in disjoint windows of the context length."""
+        """Returns the log-probability of each whole text after EOS, in disjoint windows of the context length."""
         encoded = [([self.eos_id], ids) for ids in self._encode([text for (text,) in texts])]
         return [found.log_probability for found in score(self.model, encoded, batch_size=self.batch_size)]
 
     def generate_until(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-        """Greedy text after each context, up to the first stop sequence (`until`), EOS, or `max_gen_toks` tokens."""
+        """Continues each context greedily, up to the first stop sequence (`until`), EOS, or `max_gen_toks` tokens."""
         answers: list[str] = [""] * len(requests)
         budgets = [int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)) for _, settings in requests]
         for budget in sorted(set(budgets)):
@@ -49,7 +49,7 @@ class Answerer:
         return answers
 
     def answer(self, kind: str, arguments: Sequence[tuple]) -> list[Any]:
-        """The answers to requests of one kind, a method's name."""
+        """Returns the answers to requests of one kind, a method's name."""
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is not one of {KINDS}")
         return getattr(self, kind)(arguments)
@@ -61,7 +61,7 @@ class Answerer:
 def encode_pairs(
     tokenizer: Tokenizer, eos_id: int, pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids of (context, continuation) pairs; see the module. Each distinct text is tokenized once."""
+    """Encodes (context, continuation) pairs; see the module. Each distinct text is tokenized once."""
     moved = []
     for context, continuation in pairs:
         kept = context.rstrip()
@@ -82,8 +82,28 @@ def encode_pairs(
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """`text` before the first of the stop sequences."""
+    """Returns `text` before the first of the stop sequences."""
     for stop in [until] if isinstance(until, str) else until:
         if stop:
             text = text.split(stop)[0]
     return text
+
+
+def generate(
+    model: Decoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_id: int, batch_size: int
+) -> list[list[int]]:
+    """Continues `prompts` (each at least one id) greedily, in their order; EOS ends one and is not returned.
+
+    Prompts are cut from the left, so that prompt and continuation fit into max_seq_len; where even max_new_tokens alone
+    doesn't, half of it is prompt and generation ends when max_seq_len is reached.
+    """
+    limit = model.config.max_seq_len
+    room = max(limit - max_new_tokens, limit // 2, 1)
+    cut = [tuple(prompt[-room:]) for prompt in prompts]
+    distinct = sorted(set(cut), key=lambda ids: (-len(ids), ids))
+    found: dict[tuple[int, ...], list[int]] = {}
+    for start in range(0, len(distinct), batch_size):
+        batch = distinct[start : start + batch_size]
+        texts = continue_texts(model, batch, max_new_tokens=max_new_tokens, eos_id=eos_id)
+        found.update(zip(batch, texts, strict=True))
+    return [found[ids] for ids in cut]

@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -20,12 +20,14 @@ import lm_eval.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from pico.errors import PicoError
-from pico.evaluation.harness import AnsweredLM
+from pico.evaluation.answer import Answerer
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -56,7 +58,7 @@ class Benchmark:
     """One task over the documents that are used of it."""
 
     def __init__(self, name: str, folder: Path, *, metric: str, limit: int | None, seed: int) -> None:
-        """folder: has `<name>/<split>.parquet`; metric: the one to be drawn; limit, seed: see `choose_rows`.
+        """Reads `folder/<name>/<split>.parquet`; metric: the one to be drawn; limit, seed: see `choose_rows`.
 
         Raises PicoError for an unknown name or metric, and data that don't fit the task.
         """
@@ -79,7 +81,7 @@ class Benchmark:
             )
         self.name, self.metric = name, metric
         try:
-            with quiet():
+            with silenced():
                 self.task = LocalTask(config, rows)
                 self.task.build_all_requests(rank=0, world_size=1)
         except Exception as error:  # whatever a template makes of columns that are not those of the task
@@ -103,7 +105,7 @@ class Benchmark:
 
     @functools.cached_property
     def requests(self) -> Requests:
-        """What a model is asked."""
+        """The requests to a model."""
         found: Requests = {}
         for instance in self.task.instances:
             found.setdefault(instance.request_type, []).extend([tuple(instance.args)] * instance.repeats)
@@ -114,7 +116,7 @@ class Benchmark:
 
         bootstrap: resamples for the standard error of metrics that have no closed form.
         """
-        with quiet(), _no_process_pool():
+        with silenced(), _no_process_pool():
             found = evaluate(
                 lm=AnsweredLM(self.requests, answers),
                 task_dict={"tasks": {self.name: self.task}},
@@ -134,7 +136,7 @@ class Benchmark:
 
 
 def choose_rows(rows: pa.Table, *, limit: int | None, seed: int, name: str) -> pa.Table:
-    """The first `limit` rows of a shuffle fixed by seed and name, in the order of the file; all where limit is None.
+    """Returns the first `limit` rows of a shuffle fixed by seed and name, in the file's order; all for None.
 
     lm-eval's own limit takes the first rows of the file, which are often of one kind.
     """
@@ -156,13 +158,13 @@ def _read(path: Path) -> pa.Table:
 
 
 def _number(value: Any) -> float | None:
-    """A finite float; None for lm-eval's "N/A" and for an overflown perplexity, which JSON has no word for."""
+    """Returns a finite float; None for lm-eval's "N/A" and for an overflown perplexity, which JSON has no word for."""
     return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without lm-eval's progress bars, prints and notes: a stage shows progress of its own. Warnings stay."""
+def silenced() -> Iterator[None]:
+    """Silences lm-eval's progress bars, prints and notes: a stage shows progress of its own. Warnings stay."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -175,7 +177,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_process_pool() -> Iterator[None]:
-    """lm-eval bootstraps in a pool of forked processes unless this variable is set; forking beside threads may hang."""
+    """Keeps lm-eval from bootstrapping in a pool of forked processes, which may hang beside threads."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -185,3 +187,43 @@ def _no_process_pool() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+class DecoderLM(LM):
+    """Any lm-eval task on our decoder: `lm_eval.simple_evaluate(model=DecoderLM(answerer), tasks=[...])`."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__()
+        self.answerer = answerer
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return self.answerer.loglikelihood([request.args for request in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return self.answerer.loglikelihood_rolling([request.args for request in requests])
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return self.answerer.generate_until([request.args for request in requests])
+
+
+class AnsweredLM(LM):
+    """A model whose answers are known. The requests must be those that the answers were given to, in their order."""
+
+    def __init__(self, requests: Mapping[str, Sequence[tuple]], answers: Mapping[str, Iterable[Any]]) -> None:
+        """Takes, by kind of request, the arguments and what the model answered to each."""
+        super().__init__()
+        self.known, self.answers = requests, answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return [tuple(answer) for answer in self._look_up("loglikelihood", requests)]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return self._look_up("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return self._look_up("generate_until", requests)
+
+    def _look_up(self, kind: str, requests: list[Instance]) -> list[Any]:
+        if [tuple(request.args) for request in requests] != list(self.known[kind]):
+            raise ValueError(f"the {kind} requests are not those that were answered")
+        return list(self.answers[kind])

@@ -16,7 +16,7 @@ TOKENS_AT_ONCE = 1 << 14
 
 
 def summarise(nats: float, tokens: int, n_bytes: int) -> dict[str, float | int]:
-    """Perplexity exp(nats / tokens) and bits per byte nats / (ln 2 x bytes), with what they are made of.
+    """Computes perplexity exp(nats / tokens) and bits per byte nats / (ln 2 x bytes), beside their terms.
 
     nats: summed negative log-likelihood of `tokens` targets, whose text has `n_bytes` UTF-8 bytes.
     """
@@ -31,7 +31,7 @@ def summarise(nats: float, tokens: int, n_bytes: int) -> dict[str, float | int]:
 
 @torch.inference_mode()
 def total_nats(model: Decoder, rows: np.ndarray) -> float:
-    """The summed negative log-likelihood of rows[:, 1:], each token given all before it in its row; float64 sum.
+    """Sums the negative log-likelihood of rows[:, 1:], each token given all before it in its row, in float64.
 
     rows: (n, seq_len + 1) token ids. The model's device is used.
     """
@@ -45,7 +45,7 @@ def total_nats(model: Decoder, rows: np.ndarray) -> float:
 
 
 def heldout_scores(model: Decoder, heldout: Mapping[str, tuple[np.ndarray, int]]) -> dict[str, dict[str, float | int]]:
-    """Perplexity and bits per byte of every domain, and over all.
+    """Computes perplexity and bits per byte of every domain, and over all.
 
     heldout: domain -> (rows (n, seq_len + 1), UTF-8 bytes of all their targets).
     """

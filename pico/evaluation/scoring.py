@@ -1,6 +1,13 @@
 """Log-probabilities of given tokens under a decoder: windows of the context length, in padded batches.
 
-The answers to one question share its context, which is run once for all of them (see pico.evaluation.shared_prefix).
+The answers to one question share its context, which is run once for all of them; they go on from its keys and values:
+
+    context ...  -> cache        n positions, once
+      first continuation ...     from position n, seeing the context and itself
+      second continuation ...    from position n again: it overwrites what the first left in the cache
+
+Each gets what it would get in a row of its own. The questions of SciQ are 4 x 160 tokens that way, or 170 this.
+
 A causal model ignores what stands to the right, so padding changes nothing but the rounding. Batches are formed from
 the distinct windows by length: the same set of requests gives the same bits, in whatever order they were asked.
 """
@@ -12,15 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pico.evaluation.shared_prefix import hidden_of_branches
-from pico.model import Decoder
+from pico.model import Cache, Decoder
 
 LOGITS_AT_ONCE = 1 << 22
 """Elements of the largest block of logits: 16 MB, whatever the vocabulary."""
+Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A context and its continuations, as token ids."""
 
 
 class Window(NamedTuple):
-    """What is scored at once: each id of `continuation`, given all before it. Together at most max_seq_len + 1 ids."""
+    """Tokens that are scored at once: each id of `continuation`, given all before it. At most max_seq_len + 1 ids."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -39,14 +47,14 @@ class Row(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of a continuation: its log-probability in nats, and whether greedy decoding would have produced it."""
+    """A continuation's log-probability in nats, and whether greedy decoding would have produced it."""
 
     log_probability: float
     greedy: bool
 
 
 def windows(context: Sequence[int], continuation: Sequence[int], max_seq_len: int) -> list[Window]:
-    """The windows that score each token of `continuation` once, with at most max_seq_len ids before it.
+    """Returns the windows that score each token of `continuation` once, with at most max_seq_len ids before it.
 
     Usually one, its context cut from the left. A continuation longer than max_seq_len is cut into disjoint windows,
     each given at least one earlier token, the last one a full window: the rolling likelihood of lm-eval. `context`
@@ -61,7 +69,7 @@ def windows(context: Sequence[int], continuation: Sequence[int], max_seq_len: in
 
 
 def rows_of(wanted: Iterable[Window], max_seq_len: int) -> list[Row]:
-    """The distinct windows as rows, longest first within those of several windows and within those of one.
+    """Returns the distinct windows as rows, longest first within those of several windows and within those of one.
 
     Windows of one context share a row while it is no longer than 4 times the context, and max_seq_len: they are run one
     after another, and beyond, more would be lost by that than the context saves.
@@ -99,7 +107,7 @@ def score(model: Decoder, requests: Sequence[tuple[Sequence[int], Sequence[int]]
 
 
 def _score_batch(model: Decoder, rows: Sequence[Row]) -> dict[Window, Score]:
-    """One forward pass; logits are worked out only at positions whose next token is scored."""
+    """Runs one forward pass; logits are computed only at positions whose next token is scored."""
     hidden = hidden_of_branches(model, [(row.context, [c[:-1] for c in row.continuations]) for row in rows])
     batch: list[Window] = []
     where: list[tuple[int, int]] = []
@@ -122,7 +130,7 @@ def _score_batch(model: Decoder, rows: Sequence[Row]) -> dict[Window, Score]:
 
 
 def _score_positions(model: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability (float64, on the CPU) and greediness of each target. hidden: (n, d_model); targets: (n,)."""
+    """Returns log-probability (float64, CPU) and greediness of each target. hidden: (n, d_model); targets: (n,)."""
     rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     log_probabilities, greedy = [], []
     for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -131,3 +139,44 @@ def _score_positions(model: Decoder, hidden: Tensor, targets: Tensor) -> tuple[T
         log_probabilities.append((found - logits.logsumexp(-1)).cpu().double())
         greedy.append((logits.argmax(-1) == wanted).cpu())
     return torch.cat(log_probabilities), torch.cat(greedy)
+
+
+def hidden_of_branches(model: Decoder, trees: Sequence[Tree]) -> Tensor:
+    """Computes `Decoder.hidden` for each tree as a row: its context, then its continuations one after another.
+
+    Returns (len(trees), width of the widest, d_model) on the model's device; what is right of a row's end is nothing.
+    No branch may be longer than max_seq_len, context included, and no context empty.
+    """
+    if all(len(branches) == 1 for _, branches in trees):  # nothing is shared
+        return model.hidden(_padded([[*context, *branch] for context, (branch,) in trees], model)[0])
+    ids, counts = _padded([context for context, _ in trees], model)
+    ends = [len(context) for context, _ in trees]
+    longest = max(len(context) + max(map(len, branches)) for context, branches in trees)
+    cache = Cache(len(trees), longest)
+    found = model.hidden(ids, cache, counts)
+    width = max(len(context) + sum(map(len, branches)) for context, branches in trees)
+    whole = found.new_zeros(len(trees), width, found.shape[-1])
+    whole[:, : found.shape[1]] = found
+    rows = list(range(len(trees)))  # those in the cache
+    for number in range(max(len(branches) for _, branches in trees)):
+        going = [row for row in rows if len(trees[row][1]) > number]
+        if len(going) < len(rows):
+            cache, rows = cache.select(torch.tensor([rows.index(row) for row in going])), going
+        ids, counts = _padded([trees[row][1][number] for row in rows], model)
+        if not ids.shape[1]:
+            continue
+        cache.lengths = torch.tensor([len(trees[row][0]) for row in rows])
+        found = model.hidden(ids, cache, counts)
+        for row, own, count in zip(rows, found, counts.tolist(), strict=True):
+            whole[row, ends[row] : ends[row] + count] = own[:count]
+            ends[row] += count
+    return whole
+
+
+def _padded(texts: Sequence[Sequence[int]], model: Decoder) -> tuple[Tensor, Tensor]:
+    """Pads token ids to rows, on the model's device; returns these, and how many of each are real, on the CPU."""
+    counts = torch.tensor([len(text) for text in texts])
+    ids = torch.zeros(len(texts), int(counts.max()), dtype=torch.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text, dtype=torch.int64)
+    return ids.to(model.embedding_proj.weight.device), counts

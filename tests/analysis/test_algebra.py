@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pico.analysis import compute
 from pico.analysis.metrics import algebra
 from pico.analysis.metrics.algebra import OnCPU, OnTorch, on_device
+from pico.analysis.metrics.catalogue import compute
 from pico.analysis.metrics.matrix import Matrix
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from synthetic_runs import write_run
 
-from pico.analysis import compute, read_table
-from pico.analysis.engine.kept import gram_factor
 from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.engine.sidecar import gram_factor
+from pico.analysis.engine.table import read_table
+from pico.analysis.metrics.catalogue import compute
 from pico.analysis.metrics.matrix import Matrix
 from pico.analysis.metrics.registry import METRICS
 from pico.checkpoint import checkpoints

@@ -8,9 +8,8 @@ import torch
 from synthetic_runs import LAYERS, write_run
 
 from pico.analysis.engine.blocks import attention, embedding, mlp, residual, unembedding
-from pico.analysis.engine.circuits import qk_circuit
-from pico.analysis.engine.components import MODEL, Key, ov_circuit, read_state, simple
-from pico.analysis.engine.layers import choose_layers
+from pico.analysis.engine.choices import choose_layers
+from pico.analysis.engine.components import MODEL, Key, ov_circuit, qk_circuit, read_state, simple
 from pico.analysis.metrics.matrix import Matrix
 from pico.checkpoint import Checkpoint, write_checkpoint
 from pico.errors import PicoError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pico.analysis import compute
+from pico.analysis.metrics.catalogue import compute
 
 
 def gaussian(seed: int, *shape: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_runs import LAYERS, write_run
 
-from pico.analysis import METRICS, compute, read_table
 from pico.analysis.engine.run import analysis_folder, analyze_run
-from pico.analysis.engine.table import IDENTITY, SCHEMA, write_table
+from pico.analysis.engine.table import IDENTITY, SCHEMA, read_table, write_table
+from pico.analysis.metrics.catalogue import STATES, compute, metrics_of
 from pico.errors import PicoError
 from pico.files import read_json, write_json
 
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def analysed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("analysis")
-    analyze_run(run, "tiny", list(METRICS), COMPONENTS, folder)
+    analyze_run(run, "tiny", list(metrics_of(STATES)), COMPONENTS, folder)
     return folder
 
 
@@ -44,7 +44,7 @@ def test_the_table_has_every_value_once(analysed: Path) -> None:
     assert len(keys) == len(rows)
     heads = 4
     of_states = {"weights", "activations", "gradients"}  # those of training are in test_gradient_noise.py
-    for name, metric in METRICS.items():
+    for name, metric in metrics_of(STATES).items():
         if not of_states & set(metric.data_types):
             continue
         # modules, and heads with the joined one; captured tensors exist for two splits
@@ -96,7 +96,9 @@ def test_an_interrupted_analysis_resumes_to_the_same_bytes(run: Path, analysed: 
     (folder / ".step_00000002.parquet.partial").write_bytes(b"half")
     kept = (folder / "step_00000001.parquet").stat().st_mtime_ns
     told = []
-    analyze_run(run, "tiny", list(METRICS), COMPONENTS, folder, report=lambda done, total: told.append((done, total)))
+    analyze_run(
+        run, "tiny", list(metrics_of(STATES)), COMPONENTS, folder, report=lambda done, total: told.append((done, total))
+    )
     assert contents(folder) == contents(analysed)
     assert (folder / "step_00000001.parquet").stat().st_mtime_ns == kept
     assert told == [(1, 3), (2, 3), (3, 3)]  # two layers, and training as a whole
@@ -111,7 +113,7 @@ def test_ray_workers_give_the_same_bytes(run: Path, analysed: Path, tmp_path: Pa
         for workers in (1, 2):
             folder = tmp_path / str(workers)
             folder.mkdir()
-            analyze_run(run, "tiny", list(METRICS), COMPONENTS, folder, workers=workers)
+            analyze_run(run, "tiny", list(metrics_of(STATES)), COMPONENTS, folder, workers=workers)
             assert contents(folder) == contents(analysed)
     finally:
         ray.shutdown()

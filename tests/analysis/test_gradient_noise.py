@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pico.analysis import compute
 from pico.analysis.engine.run import analyze_run
 from pico.analysis.engine.table import read_table
+from pico.analysis.metrics.catalogue import compute
 from pico.analysis.metrics.gradient_noise import gradient_moments, spike_score
 from pico.checkpoint import step_name, write_checkpoint
 from pico.errors import PicoError

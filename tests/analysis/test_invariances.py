@@ -22,7 +22,7 @@ from metric_cases import (
     value,
 )
 
-from pico.analysis import Matrix, compute
+from pico.analysis.metrics.catalogue import Matrix, compute
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 

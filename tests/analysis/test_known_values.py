@@ -13,7 +13,7 @@ from metric_cases import (
 )
 from safetensors.numpy import load_file
 
-from pico.analysis import Measurement, compute, independence_null
+from pico.analysis.metrics.catalogue import Measurement, compute, independence_null
 from pico.errors import PicoError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

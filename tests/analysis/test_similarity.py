@@ -8,7 +8,7 @@ import scipy.linalg
 import scipy.spatial
 from scipy.spatial.distance import cdist, pdist
 
-from pico.analysis import Matrix, compute
+from pico.analysis.metrics.catalogue import Matrix, compute
 
 
 def pair(n: int, p: int, q: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

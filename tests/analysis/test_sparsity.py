@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pico.analysis import compute
+from pico.analysis.metrics.catalogue import compute
 
 shapes = st.tuples(st.integers(2, 9), st.integers(1, 9))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from pico.analysis import Matrix, compute
+from pico.analysis.metrics.catalogue import Matrix, compute
 from pico.analysis.metrics.powerlaw import fit_power_law
 from pico.analysis.metrics.spectra import marchenko_pastur_edge
 

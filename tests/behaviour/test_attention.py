@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from pico.behaviour import as_scorer
-from pico.behaviour.attention import (
-    attention_entropy,
-    induction_loss_score,
-    induction_score,
-    max_attention_logit,
-    repeated_tokens,
-    summarise_attention,
-)
+from pico.behaviour.attention import head_entropies, head_induction, induction_gain
+from pico.behaviour.predictions import repeated_tokens, summarise_attention
 from tests.behaviour.conftest import VOCAB, InductionScorer, TableScorer
 
 
@@ -32,19 +26,17 @@ def test_random_rows_are_repeated_distinct_and_the_same_every_time():
 def test_a_perfect_induction_head_gives_1():
     scorer, length = InductionScorer(300), 50
     repeated = repeated_tokens(300, length, 5, seed=0)
-    perfect, uniform = induction_score(scorer, repeated)
-    assert (perfect.layer, perfect.head, uniform.head) == (0, 0, 1)
-    assert perfect.measurement.value == pytest.approx(1)
-    assert uniform.measurement.value == pytest.approx(np.mean(1 / np.arange(length + 1, 2 * length + 1)), rel=1e-5)
-    assert perfect.measurement.n == 5 * length
+    ((perfect, uniform),) = head_induction(scorer, repeated)  # one layer
+    assert perfect == pytest.approx(1)
+    assert uniform == pytest.approx(np.mean(1 / np.arange(length + 1, 2 * length + 1)), rel=1e-5)
 
 
 def test_the_loss_knows_induction_too():
     repeated = repeated_tokens(300, 50, 5, seed=0)
-    assert induction_loss_score(InductionScorer(300), repeated).value == pytest.approx(math.log(300), rel=1e-4)
+    assert induction_gain(InductionScorer(300), repeated).value == pytest.approx(math.log(300), rel=1e-4)
     bigrams = TableScorer(np.random.default_rng(0).dirichlet(np.ones(300), 300))
-    assert induction_loss_score(bigrams, repeated).value == pytest.approx(0, abs=1e-9)  # it remembers nothing
-    assert induction_loss_score(bigrams, repeated[:0]).status == "n_too_small"
+    assert induction_gain(bigrams, repeated).value == pytest.approx(0, abs=1e-9)  # it remembers nothing
+    assert induction_gain(bigrams, repeated[:0]).status == "n_too_small"
 
 
 def test_uniform_attention_has_entropy_ln_t(decoder):
@@ -55,11 +47,8 @@ def test_uniform_attention_has_entropy_ln_t(decoder):
     summary = summarise_attention(as_scorer(decoder), tokens)
     assert summary.entropy.shape == (2, 4, 30)
     np.testing.assert_allclose(summary.entropy, np.broadcast_to(np.log(np.arange(1, 31)), (2, 4, 30)), atol=1e-5)
-    entropies = attention_entropy(summary)
-    assert [(one.layer, one.head) for one in entropies] == [(layer, head) for layer in (0, 1) for head in range(4)]
-    for one in entropies:
-        assert one.measurement.value == pytest.approx(np.log(np.arange(2, 31)).mean(), rel=1e-5)
-    assert {one.measurement.value for one in max_attention_logit(summary)} == {0.0}
+    np.testing.assert_allclose(head_entropies(summary), np.full((2, 4), np.log(np.arange(2, 31)).mean()), rtol=1e-5)
+    assert not summary.max_logit.any()
 
 
 def test_attention_sharpens_and_logits_grow_with_the_queries(decoder, rows):
@@ -74,7 +63,7 @@ def test_attention_sharpens_and_logits_grow_with_the_queries(decoder, rows):
 
 def test_a_summary_does_not_depend_on_how_rows_are_split(decoder, rows, monkeypatch):
     whole = summarise_attention(as_scorer(decoder), rows)
-    monkeypatch.setattr("pico.behaviour.attention.SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("pico.behaviour.predictions.SCORES_AT_ONCE", 1)
     one_by_one = summarise_attention(as_scorer(decoder), rows)
     np.testing.assert_allclose(whole.entropy, one_by_one.entropy, atol=1e-5)
     np.testing.assert_allclose(whole.max_logit, one_by_one.max_logit, rtol=1e-5)

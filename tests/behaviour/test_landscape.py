@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pico.behaviour import as_scorer
-from pico.behaviour.landscape import critical_sharpness, hessian_trace, top_eigenvalue
-from pico.behaviour.local_learning import Langevin, local_learning_coefficient
+from pico.behaviour.landscape import hutchinson_trace, local_learning, sharpness, top_eigenvalue
 from pico.behaviour.objective import Objective, Part, flat, language_objective
+from pico.behaviour.subject import Langevin
 from pico.model import Decoder, DecoderConfig
 
 
@@ -76,23 +76,23 @@ def test_critical_sharpness_of_a_quadratic(scale):
     hessian, at = scale * symmetric(0, 6), np.arange(1.0, 7.0)
     gradient = hessian @ at
     expected = gradient @ hessian @ gradient / (gradient @ gradient)
-    assert critical_sharpness(quadratic(hessian, at)).value == pytest.approx(expected, rel=1e-3)
+    assert sharpness(quadratic(hessian, at)).value == pytest.approx(expected, rel=1e-3)
     # along the steepest direction it is the largest eigenvalue, whatever the loss is scaled by
     top = np.linalg.eigh(hessian)[1][:, -1]
-    assert critical_sharpness(quadratic(hessian, top)).value == pytest.approx(5 * scale, rel=1e-3)
+    assert sharpness(quadratic(hessian, top)).value == pytest.approx(5 * scale, rel=1e-3)
     # along an update u: 2 g.u / u'Hu is the critical step
     update = gradient + 0.1 * scale * at
     step = 2 * gradient @ update / (update @ hessian @ update)
-    found = critical_sharpness(quadratic(hessian, at), torch.from_numpy(update), tolerance=1e-6)
+    found = sharpness(quadratic(hessian, at), torch.from_numpy(update), tolerance=1e-6)
     assert found.value == pytest.approx(2 / step, rel=1e-5)
 
 
 def test_critical_sharpness_where_there_is_none():
-    assert critical_sharpness(quadratic(np.eye(3), np.zeros(3))).status == "zero"  # a minimum
-    assert critical_sharpness(quadratic(-np.eye(3), np.ones(3))).status == "zero"  # falls for ever
+    assert sharpness(quadratic(np.eye(3), np.zeros(3))).status == "zero"  # a minimum
+    assert sharpness(quadratic(-np.eye(3), np.ones(3))).status == "zero"  # falls for ever
     uphill = torch.from_numpy(-np.ones(3))
-    assert critical_sharpness(quadratic(np.eye(3), np.ones(3)), uphill).status == "zero"
-    assert critical_sharpness(quadratic(np.eye(3), np.full(3, np.nan))).status == "nonfinite"
+    assert sharpness(quadratic(np.eye(3), np.ones(3)), uphill).status == "zero"
+    assert sharpness(quadratic(np.eye(3), np.full(3, np.nan))).status == "nonfinite"
 
 
 def test_eigenvalue_and_trace_of_a_quadratic():
@@ -101,10 +101,10 @@ def test_eigenvalue_and_trace_of_a_quadratic():
     found = top_eigenvalue(objective, tolerance=1e-8)
     assert found.value == pytest.approx(5, rel=1e-7)
     assert (found.n, found.p) == (1000, 30)
-    diagonal = hessian_trace(quadratic(np.diag(np.arange(30.0)), np.ones(30)), probes=3)
+    diagonal = hutchinson_trace(quadratic(np.diag(np.arange(30.0)), np.ones(30)), probes=3)
     assert diagonal.trace.value == pytest.approx(np.arange(30).sum())
     assert diagonal.standard_error.value == pytest.approx(0, abs=1e-9)
-    trace, error = (one.value for one in hessian_trace(objective, probes=400))
+    trace, error = (one.value for one in hutchinson_trace(objective, probes=400))
     assert abs(trace - np.trace(hessian)) < 4 * error
     off_diagonal = hessian - np.diag(np.diag(hessian))
     assert error == pytest.approx(math.sqrt(2 * (off_diagonal**2).sum() / 400), rel=0.2)  # Hutchinson's variance
@@ -114,8 +114,8 @@ def test_a_flat_loss_has_no_curvature_and_a_broken_one_a_status():
     assert top_eigenvalue(quadratic(np.zeros((4, 4)), np.ones(4))).value == 0
     broken = quadratic(np.eye(4), np.full(4, np.nan))
     assert top_eigenvalue(broken).status == "nonfinite"
-    assert hessian_trace(quadratic(np.full((4, 4), np.inf), np.ones(4)), probes=2).trace.status == "nonfinite"
-    assert hessian_trace(quadratic(np.eye(4), np.ones(4)), probes=1).standard_error.status == "n_too_small"
+    assert hutchinson_trace(quadratic(np.full((4, 4), np.inf), np.ones(4)), probes=2).trace.status == "nonfinite"
+    assert hutchinson_trace(quadratic(np.eye(4), np.ones(4)), probes=1).standard_error.status == "n_too_small"
     unfinished = top_eigenvalue(quadratic(symmetric(1, 60), np.ones(60)), tolerance=1e-14, krylov=3, restarts=1)
     assert unfinished.status == "n_too_small"
 
@@ -128,7 +128,7 @@ def test_eigenvalue_and_trace_are_those_of_the_dense_hessian(tiny):
     vector = torch.randn(objective.size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(objective.hessian_vector(vector), hessian @ vector, rtol=1e-3, atol=1e-4)
     assert top_eigenvalue(objective, tolerance=1e-4).value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-3)
-    trace, error = (one.value for one in hessian_trace(objective, probes=40))
+    trace, error = (one.value for one in hutchinson_trace(objective, probes=40))
     assert error == pytest.approx(math.sqrt(2 * ((dense - np.diag(np.diag(dense))) ** 2).sum() / 40), rel=0.4)
     assert abs(trace - np.trace(dense)) < 4 * error
 
@@ -137,7 +137,7 @@ def test_critical_sharpness_of_a_model_is_at_most_where_its_loss_first_rises(tin
     objective, _ = tiny
     gradient, start = objective.gradient(), objective.loss()
     before = flat(objective.parameters).clone()
-    critical = 2 / critical_sharpness(objective, tolerance=1e-3).value
+    critical = 2 / sharpness(objective, tolerance=1e-3).value
     for factor, rises in ((0.5, False), (0.99, False), (1.01, True)):
         with objective.at(-factor * critical * gradient):
             assert (objective.loss() > start) == rises
@@ -161,16 +161,16 @@ def test_local_learning_coefficient_of_a_regular_minimum_is_half_the_dimension()
     d, n = 100, 1000
     objective = quadratic(np.diag(np.linspace(0.5, 2.0, d)), np.zeros(d), n)
     settings = Langevin(step_size=5e-4, localisation=0.0, chains=2, burn_in=100, draws=400)
-    found = local_learning_coefficient(objective, settings, seed=0)
+    found = local_learning(objective, settings, seed=0)
     assert found.n_beta == pytest.approx(n / math.log(n))
     assert found.coefficient.value == pytest.approx(d / 2, rel=0.08)
-    assert local_learning_coefficient(objective, settings, seed=0) == found
+    assert local_learning(objective, settings, seed=0) == found
     assert not flat(objective.parameters).any()
 
 
 def test_the_local_learning_coefficient_counts_the_directions_that_matter():
     half = quadratic(np.diag([1.0] * 50 + [0.0] * 50), np.zeros(100))
     settings = Langevin(step_size=5e-4, localisation=1.0, chains=2, burn_in=100, draws=300)
-    assert local_learning_coefficient(half, settings).coefficient.value == pytest.approx(25, rel=0.1)
+    assert local_learning(half, settings).coefficient.value == pytest.approx(25, rel=0.1)
     wild = Langevin(step_size=1e3, draws=200, burn_in=200)
-    assert local_learning_coefficient(half, wild).coefficient.status == "nonfinite"
+    assert local_learning(half, wild).coefficient.status == "nonfinite"

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from pico.analysis.engine.table import SCHEMA, read_table, write_table
-from pico.analysis.metrics.registry import STATUSES
-from pico.behaviour import CATALOGUE
-from pico.behaviour.checkpoint import BehaviourTask, measure_checkpoint
-from pico.behaviour.local_learning import Langevin
-from pico.behaviour.measure import Compared, measure_behaviour
-from pico.behaviour.ngrams import NGrams
-from pico.behaviour.settings import DEFAULT, NAMES, BehaviourSettings
+from pico.analysis.metrics import catalogue  # noqa: F401 (metrics of states are registered, too)
+from pico.analysis.metrics.registry import BEHAVIOUR, STATUSES, default_metrics, metrics_of
+from pico.behaviour.measure import BehaviourTask, measure_behaviour, measure_checkpoint
+from pico.behaviour.predictions import NGrams
+from pico.behaviour.subject import BehaviourSettings, Compared, Langevin
 from pico.checkpoint import Checkpoint, write_checkpoint
 from pico.data.tokens.heldout import write_heldout
 from pico.data.tokens.packing import rows_array
@@ -26,7 +24,7 @@ from pico.model import Decoder, load_decoder
 from tests.behaviour.conftest import VOCAB, TableScorer
 
 SMALL = BehaviourSettings(
-    metrics=NAMES,
+    metrics=tuple(metrics_of(BEHAVIOUR)),
     heldout_rows=4,
     repeated_length=10,
     repeated_rows=3,
@@ -44,9 +42,9 @@ def token_rows(seed: int, n: int) -> np.ndarray:
 def measure(model: Decoder, settings: BehaviourSettings = SMALL) -> list[dict]:
     training = token_rows(1, 8)
     others = [
-        Compared("kl_to_checkpoint", lambda: Decoder(model.config, seed=5), 9, "last"),
-        Compared("kl_to_checkpoint", lambda: Decoder(model.config, seed=6), 9, "previous"),
-        Compared("kl_to_seed", lambda: Decoder(model.config, seed=7), 3, "tiny-seed7"),
+        Compared(lambda: Decoder(model.config, seed=5), 9, "last"),
+        Compared(lambda: Decoder(model.config, seed=6), 9, "previous"),
+        Compared(lambda: Decoder(model.config, seed=7), 3, "tiny-seed7", other_run=True),
     ]
     return measure_behaviour(
         model, token_rows(0, 6), **POINT, training_rows=training, ngrams=NGrams(training, VOCAB), compared=others,
@@ -59,12 +57,17 @@ def test_every_metric_has_rows_that_the_table_takes(decoder, tmp_path):
     rows = measure(decoder)
     write_table(tmp_path / "step_00000003.parquet", rows)  # refuses two rows of one key
     assert read_table(tmp_path).num_rows == len(rows)
-    assert {row["metric"] for row in rows} == set(CATALOGUE)
+    known = metrics_of(BEHAVIOUR)
+    with_errors = {"hessian_trace", "local_learning_coefficient"}
+    assert {row["metric"] for row in rows} == {*known, *(f"{name}_standard_error" for name in with_errors)}
     for row in rows:
         assert set(row) == set(SCHEMA.names)
         assert row["status"] in STATUSES
         assert (row["value"] is not None) == (row["status"] == "ok")
-        assert (row["component"], row["data_type"]) == ("model", CATALOGUE[row["metric"]].data_type)
+        assert (row["component"], row["data_type"]) == (
+            "model",
+            known[row["metric"].removesuffix("_standard_error")].data_types[0],
+        )
         assert (row["layer"] == -1) == (row["head"] is None)
         assert row["n"] >= 0
         assert isinstance(json.loads(row["params"]), dict)
@@ -103,10 +106,11 @@ def test_only_what_is_asked_for_and_can_be_had_is_measured(decoder):
 
 def test_what_cannot_be_measured_is_named(decoder):
     with pytest.raises(PicoError, match="did you mean 'hessian_trace'"):
-        BehaviourSettings(metrics=("hesian_trace",))
-    with pytest.raises(PicoError, match="does not compare"):
-        measure_behaviour(decoder, token_rows(0, 2), **POINT, compared=[Compared("nll", lambda: decoder, 0, "last")])
-    assert set(NAMES) - set(DEFAULT) == {"local_learning_coefficient"}
+        measure(decoder, BehaviourSettings(metrics=("hesian_trace",)))
+    with pytest.raises(PicoError, match="'per' is a metric of states") as caught:
+        measure(decoder, BehaviourSettings(metrics=("per",)))
+    assert caught.value.mend == "name it in analysis.metrics"
+    assert set(metrics_of(BEHAVIOUR)) - set(default_metrics(BEHAVIOUR)) == {"local_learning_coefficient"}
 
 
 def test_a_model_that_has_diverged_gives_statuses(decoder):
@@ -142,6 +146,6 @@ def test_a_checkpoint_is_measured_from_its_files(decoder, tmp_path):
 
     expected = measure_behaviour(
         load(3), heldout, **POINT, training_rows=training, ngrams=NGrams(training, VOCAB), exclude=(0,), settings=SMALL,
-        compared=[Compared("kl_to_checkpoint", lambda: load(0), 0, "previous")],
+        compared=[Compared(lambda: load(0), 0, "previous")],
     )  # fmt: skip
     assert measure_checkpoint(task) == expected

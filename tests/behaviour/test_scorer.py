@@ -5,13 +5,14 @@ import pytest
 import torch
 import transformers
 
+from pico.analysis.metrics.registry import BEHAVIOUR, default_metrics
 from pico.behaviour import AttentionScorer, DecoderScorer, DifferentiableScorer, as_scorer
 from pico.behaviour.measure import measure_behaviour
-from pico.behaviour.ngrams import NGrams
 from pico.behaviour.objective import language_objective
-from pico.behaviour.predictions import predict
+from pico.behaviour.predictions import NGrams, predict
 from pico.behaviour.scorer import causal_scores, check_rows, log_probability_chunks
-from pico.behaviour.settings import DEFAULT, BehaviourSettings
+from pico.behaviour.subject import BehaviourSettings
+from pico.capture.hugging_face import HuggingFaceScorer
 from pico.errors import PicoError
 from tests.behaviour.conftest import VOCAB, TableScorer
 
@@ -61,7 +62,7 @@ def test_the_decoders_attention_is_what_its_fused_kernel_computes(decoder, rows)
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "opt"])
 def test_hugging_face_models_show_the_attention_that_they_use(kind, rows):
     model = hugging_face(kind)
-    scorer = as_scorer(model)
+    scorer = HuggingFaceScorer(model)
     assert isinstance(scorer, AttentionScorer)
     assert isinstance(scorer, DifferentiableScorer)
     input_ids = torch.from_numpy(rows[:, :-1])
@@ -82,13 +83,13 @@ def test_hugging_face_models_show_the_attention_that_they_use(kind, rows):
 def test_hugging_face_models_have_all_behaviour_and_the_curvature_of_their_loss(kind, rows):
     model = hugging_face(kind)
     found = measure_behaviour(
-        model, rows, run=kind, step=0, tokens=0, training_rows=rows, ngrams=NGrams(rows, VOCAB),
+        HuggingFaceScorer(model), rows, run=kind, step=0, tokens=0, training_rows=rows, ngrams=NGrams(rows, VOCAB),
         settings=BehaviourSettings(landscape_rows=1, trace_probes=2, krylov=4, hessian_tolerance=0.1),
     )  # fmt: skip
-    assert {row["metric"] for row in found} == set(DEFAULT) - {"kl_to_checkpoint", "kl_to_seed"} | {
+    assert {row["metric"] for row in found} == set(default_metrics(BEHAVIOUR)) - {"kl_to_checkpoint", "kl_to_seed"} | {
         "hessian_trace_standard_error"
     }
-    objective = language_objective(as_scorer(model), rows[:2])
+    objective = language_objective(HuggingFaceScorer(model), rows[:2])
     vector = torch.randn(objective.size, generator=torch.Generator().manual_seed(0))
     product, step = objective.hessian_vector(vector), 1e-3
     with objective.at(step * vector):

@@ -9,11 +9,10 @@ import torch
 from tiny_models import write_tokenizer
 
 from pico.capture.architectures import ARCHITECTURES, architecture_of
-from pico.capture.models import load_model
+from pico.capture.hugging_face import capture_states, load_model
 from pico.capture.places import fetch, find, steps
 from pico.capture.published import load_tensors
 from pico.capture.run import Settings, captured_run
-from pico.capture.states import capture_states
 from pico.capture.text import batch, default_text, load_encoder
 from pico.errors import PicoError
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from synthetic_runs import write_run
 from tiny_models import write_model, write_tokenizer
 
-from pico.analysis import read_table
-from pico.capture.analysis import analyze_place
+from pico.analysis.engine.table import read_table
+from pico.capture.commands import analyze_place
 from pico.capture.places import find
 from pico.capture.run import MODULES, Settings, captured_run
 from pico.checkpoint import Checkpoint, checkpoints, verify, write_checkpoint

@@ -11,9 +11,8 @@ from tiny_models import CONFIGS
 from torch import Tensor
 
 from pico.capture.architectures import ARCHITECTURES, output_rows, shape_of
-from pico.capture.models import load_config, load_model
+from pico.capture.hugging_face import States, capture_states, load_config, load_model
 from pico.capture.run import MODULES
-from pico.capture.states import States, capture_states
 from pico.train.capture import captured_positions
 
 ROWS = torch.randint(256, (5, 25), generator=torch.Generator().manual_seed(1))

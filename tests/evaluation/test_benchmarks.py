@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 
 from pico.errors import PicoError
 from pico.evaluation.answer import Answerer
-from pico.evaluation.benchmarks import TASKS, Benchmark, choose_rows
-from pico.evaluation.harness import AnsweredLM, DecoderLM
+from pico.evaluation.benchmarks import TASKS, AnsweredLM, Benchmark, DecoderLM, choose_rows
 from pico.model import Decoder
 
 ORIGINALS = {

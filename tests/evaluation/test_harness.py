@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pico.evaluation.answer import Answerer
-from pico.evaluation.harness import DecoderLM
+from pico.evaluation.benchmarks import DecoderLM
 from pico.model import Decoder
 
 PAIRS = [

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pico.evaluation.generation import generate
-from pico.evaluation.scoring import Window, rows_of, score, windows
-from pico.evaluation.shared_prefix import hidden_of_branches
+from pico.evaluation.answer import generate
+from pico.evaluation.scoring import Window, hidden_of_branches, rows_of, score, windows
 from pico.model import Decoder
 
 IDS = st.lists(st.integers(0, 399), max_size=120)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flows.analyze import behaviour_settings
-from pico.analysis import read_table
 from pico.analysis.engine.run import analyze_run, find_checkpoints
-from pico.behaviour.checkpoint import BehaviourTask, measure_checkpoint
+from pico.analysis.engine.table import read_table
+from pico.behaviour.measure import BehaviourTask, measure_checkpoint
 from pico.checkpoint import Checkpoint
 from pico.config import load_params
 from pico.files import sha256_file, write_json

@@ -11,13 +11,13 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-import pico.evaluation.parts
 from flows.benchmark import benchmark
 from flows.stage import Stage
 from pico.checkpoint import step_name, write_checkpoint
 from pico.config import load_params
 from pico.data.tokens.tokenizer import save_tokenizer, train_bpe
 from pico.errors import PicoError
+from pico.evaluation.parts import evaluate_part
 from pico.files import read_json
 from pico.model import Decoder, DecoderConfig
 
@@ -106,7 +106,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_bytes(
     undisturbed = run(stage())
     Path("data/evaluation/laptop/tiny/results.json").unlink()
     calls: list[Path] = []
-    real = pico.evaluation.parts.evaluate_part
+    real = evaluate_part
 
     def breaks_at_the_fifth(checkpoint: Path, *rest: Any) -> Any:
         calls.append(checkpoint)
@@ -114,7 +114,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_bytes(
             raise OSError("the disk went away")
         return real(checkpoint, *rest)
 
-    monkeypatch.setattr(pico.evaluation.parts, "evaluate_part", breaks_at_the_fifth)
+    monkeypatch.setattr("flows.benchmark.evaluate_part", breaks_at_the_fifth)
     with pytest.raises(OSError, match="went away"):
         run(stage())
     assert not Path("data/evaluation/laptop/tiny/results.json").exists()

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from synthetic_runs import write_run
 
-from pico.analysis import independence_null
 from pico.analysis.convergence import Settling
 from pico.analysis.engine.run import analyze_run
+from pico.analysis.metrics.catalogue import independence_null
 from pico.report.figures.behaviour import scores_against_loss
 from pico.report.figures.charts import Figure, Painter, scaling
 from pico.report.figures.convergence import sentence

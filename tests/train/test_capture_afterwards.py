@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pico.capture.afterwards import Own, capture_place, default_name
+from pico.capture.commands import Own, capture_place, default_name
 from pico.capture.places import find
 from pico.capture.run import Settings
 from pico.checkpoint import Checkpoint, checkpoints, verify

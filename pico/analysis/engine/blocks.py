@@ -27,7 +27,7 @@ LAYERS = "learning_dynamics.layers"
 
 @component
 def attention(state: State) -> Iterator[Part]:
-    """The attention block as one tensor a kind of data.
+    """Yields the attention block as one tensor a kind of data.
 
     Activations: what it adds to the residual stream, (rows, d_model): the output of `attention`, or of
     `attention.o_proj`, which is the same. Weights: its four matrices, each with d_model as columns, one below the
@@ -38,7 +38,7 @@ def attention(state: State) -> Iterator[Part]:
 
 @component
 def mlp(state: State) -> Iterator[Part]:
-    """The MLP as one tensor a kind of data.
+    """Yields the MLP as one tensor a kind of data.
 
     Activations: what it adds to the residual stream, (rows, d_model): the output of `swiglu`, or of `swiglu.w_2`, which
     is the same. Weights: its three matrices, each with d_model as columns, one below the other: W_0, W_1, W_2^T.
@@ -48,7 +48,7 @@ def mlp(state: State) -> Iterator[Part]:
 
 
 def _block(state: State, name: str, outputs: tuple[str, ...], reads: tuple[str, ...], writes: str) -> Iterator[Part]:
-    """A block's output, and its matrices stacked along the residual stream: `reads` take from it, `writes` adds."""
+    """Yields a block's output, and its matrices stacked along the residual stream, which `reads` take from."""
     modules = (*reads, writes)
     if all(module in state.weights for module in modules):
         yield _stack(Key(name, "weights", None, None, None), state.weights, reads, writes)
@@ -72,7 +72,7 @@ def _tensor(key: Key, tensor: Tensor) -> Part:
 
 @component
 def residual(state: State) -> Iterator[Part]:
-    """The residual stream after the layer, (rows, d_model): activations only.
+    """Yields the residual stream after the layer, (rows, d_model): activations only.
 
     The layer's own output where it was captured. Otherwise, the stream being a sum, the output of `embedding_proj`, the
     vector of the position where positions are learned, and what every attention and MLP block up to this one added, in
@@ -87,7 +87,7 @@ def residual(state: State) -> Iterator[Part]:
 
 
 def _stream(state: State, split: str) -> Callable[[], Matrix]:
-    """What makes the sum; that its terms are there is checked now. Raises PicoError naming those that are not."""
+    """Returns what makes the sum. Raises PicoError naming the terms that are not there, now and not then."""
     assert state.checkpoint is not None, "a residual stream is read from a checkpoint"
     checkpoint = state.checkpoint
     found = checkpoint.dynamics(split, "activations")
@@ -122,13 +122,13 @@ def _stream(state: State, split: str) -> Callable[[], Matrix]:
 
 @model_component
 def embedding(state: State) -> Iterator[Part]:
-    """The input embedding, (vocabulary, d_model); and its gradients and outputs, where they were captured."""
+    """Yields the input embedding, (vocabulary, d_model); and its gradients and outputs, where they were captured."""
     yield from _whole_module(state, "embedding", EMBEDDING)
 
 
 @model_component
 def unembedding(state: State) -> Iterator[Part]:
-    """The output matrix, (vocabulary, d_model), from whose rows logits are read; its gradients where captured."""
+    """Yields the output matrix, (vocabulary, d_model), whose rows give logits; its gradients where captured."""
     yield from _whole_module(state, "unembedding", UNEMBEDDING)
 
 

@@ -7,47 +7,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pico.analysis.engine import blocks, circuits
+from pico.analysis.engine.choices import Place, Target
 from pico.analysis.engine.components import Key
-from pico.analysis.engine.kept import Layer
-from pico.analysis.engine.plugins import MetricFile, load_metric_files
-from pico.analysis.engine.sidecar import metric_fingerprint
+from pico.analysis.engine.plugins import load_metric_files
+from pico.analysis.engine.sidecar import Layer, metric_fingerprint
+from pico.analysis.engine.table import Row
+from pico.analysis.metrics import catalogue
 from pico.analysis.metrics.algebra import on_device
-from pico.analysis.metrics.matrix import Matrix
+from pico.analysis.metrics.matrix import Matrix, Trajectory, distance
 from pico.analysis.metrics.registry import Measurement, Metric, compute, get_metric
-from pico.analysis.metrics.trajectory import Trajectory, distance
 from pico.errors import PicoError
-from pico.files import canonical_json, fingerprint
+from pico.files import canonical_json, fingerprint, sha256_file
+from pico.plugins import UserFile
 
-_REGISTERED = (blocks, circuits)  # importing them registers their components
-
-Row = dict[str, Any]
-"""One value with everything that says what it is of: the columns of pico.analysis.engine.table."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A checkpoint, and where what was computed of it is kept."""
-
-    folder: Path
-    sidecars: Path | None = None
-    """None: nothing is kept."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What activations are compared with."""
-
-    place: Place
-    run: str | None = None
-    """The other run's name; None for the same run."""
-    layer: int | None = None
-    """The other layer; None for the same layer."""
+_REGISTERED = (catalogue,)  # importing it registers the metrics
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one call measures. Plain values, so that it travels to any worker."""
+    """The measurement of one layer of one checkpoint. Plain values, so that it can be sent to any worker."""
 
     run: str
     """The model's name, as the table has it."""
@@ -58,17 +36,17 @@ class Task:
     earlier: tuple[Place, ...]
     """The checkpoints before this one, oldest first."""
     targets: tuple[Target, ...]
-    """What metrics with target `last` compare with."""
-    files: tuple[MetricFile, ...] = ()
+    """Checkpoints that metrics with target `last` compare with."""
+    files: tuple[UserFile, ...] = ()
     """The user's own metrics and components."""
     data_types: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Metrics that are measured of these types of data only; of the others of all that they are defined for."""
     device: str = "cpu"
-    """Where dense operations run: "cpu" or "cuda"."""
+    """The device of dense operations: "cpu" or "cuda"."""
 
 
 def measure_layer(task: Task) -> list[Row]:
-    """All rows of one layer of one checkpoint. Raises PicoError for unreadable or missing states.
+    """Returns all rows of one layer of one checkpoint. Raises PicoError for unreadable or missing states.
 
     What is kept of this layer and of those compared with is used, and what is new is kept; rows are the same, to the
     bit, with or without.
@@ -113,7 +91,7 @@ class _Measuring:
         return key.data_type in self.data_types.get(metric.name, metric.data_types)
 
     def _of(self, metric: Metric, key: Key, matrices: "_Matrices") -> Iterator[Row]:
-        """The row of one metric of one matrix, if any; those of comparisons with targets are `_compared`'s."""
+        """Returns the row of one metric of one matrix, if any; those of comparisons with targets are `_compared`'s."""
         earlier = self.task.earlier
         if metric.target is None:
             yield self._row(metric, key, matrices, [], lambda: compute(metric.name, matrices.x))
@@ -144,7 +122,7 @@ class _Measuring:
             yield self._row(metric, key, matrices, layers[:-1], along, layers[0])
 
     def _compared(self, metric: Metric, key: Key, matrices: "_Matrices", target: Target) -> Iterator[Row]:
-        """Of activations with those of the target, by their Gram factors where that is all the metric needs."""
+        """Yields the comparison of activations with the target's, by Gram factors where the metric needs no more."""
         if target.layer is not None and key.head is not None:
             return  # head 3 of one layer has nothing to do with head 3 of another
         layer = self._layer(target.place, target.layer)
@@ -163,7 +141,7 @@ class _Measuring:
         yield row | {"target_run": target.run, "target_layer": target.layer}
 
     def _elementwise(self, metric: Metric, key: Key, matrices: "_Matrices", layer: Layer) -> Row:
-        """Of weights with those of another checkpoint."""
+        """Returns the row that compares weights with those of another checkpoint."""
         self._check_key(key, layer)
         settings = {"steps": self.step - layer.checkpoint.step} if "steps" in metric.parameters else {}
 
@@ -187,7 +165,7 @@ class _Measuring:
     ) -> Row:
         parameters = metric.parameters | (settings or {})
         if metric.name not in self._fingerprints:
-            self._fingerprints[metric.name] = metric_fingerprint(metric)
+            self._fingerprints[metric.name] = f"{metric_fingerprint(metric)} {sha256_file(Path(__file__))}"
         code = self._fingerprints[metric.name]
         identity = [code, parameters, list(key), [layer.identity for layer in operands]]
         found = self.own.sidecar.measured(fingerprint(identity), measure)
@@ -238,7 +216,10 @@ class _Matrices:
         self._factors: dict[str, Matrix] = {}
 
     def of(self, layer: Layer) -> Matrix:
-        """The matrix itself. Only the latest of other layers is held, and the one before: metrics ask in turn."""
+        """Returns the matrix itself.
+
+        Only the latest of other layers is held, and the one before: metrics ask in turn.
+        """
         if layer.identity not in self._made:
             while len(self._made) > 2:
                 del self._made[next(name for name in self._made if name != self._own.identity)]
@@ -255,7 +236,7 @@ class _Matrices:
 
 
 def _leg(key: Key, before: Layer, after: Layer, matrices: _Matrices) -> float:
-    """The distance between two successive checkpoints, kept with the later one."""
+    """Returns the distance between two successive checkpoints, kept with the later one."""
     name = f"from {before.identity}: {canonical_json(list(key))}"
     kept = after.sidecar.get("index", name)
     if kept is None:

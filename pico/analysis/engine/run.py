@@ -11,32 +11,33 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pico.analysis.engine.comparisons import other_runs, targets_of
-from pico.analysis.engine.components import MODEL, OF_THE_MODEL, get_component
-from pico.analysis.engine.layer import Place, Row, Task, measure_layer
-from pico.analysis.engine.layers import choose_layers
-from pico.analysis.engine.plugins import MetricFile, files_identity, load_metric_files
+from pico.analysis.engine.choices import Place, choose_layers, other_runs, targets_of
+from pico.analysis.engine.components import MODEL, get_component
+from pico.analysis.engine.layer import Task, measure_layer
+from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.sidecar import checkpoint_folder, drop_others
-from pico.analysis.engine.table import file_name, write_table
+from pico.analysis.engine.table import Row, file_name, write_table
 from pico.analysis.engine.training import TrainingTask, measure_training, of_training
 from pico.analysis.metrics.registry import get_metric, nearest
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file, working_folder
+from pico.identity import device_name, identity
+from pico.plugins import UserFile, file_hashes
 from pico.spread import spread
 
 Part = Callable[[], list[Row]]
 """One task: gives some rows of one checkpoint."""
 Report = Callable[[int, int], None]
-"""Told (tasks done, tasks in all) after every task."""
+"""Called with (tasks done, tasks in all) after every task."""
 
 GPU_SHARE = 0.25
-"""Of a GPU, for one task: four take turns, so that it works while others read files."""
+"""The share of a GPU for one task: four take turns, so that it works while others read files."""
 CURVE = "training.csv"
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
-    """The finished checkpoints of a trained model, by step. Raises PicoError where there are none."""
+    """Returns the finished checkpoints of a trained model, by step. Raises PicoError where there are none."""
     found = checkpoints(run)
     if not found:
         raise PicoError(f"{run} holds no finished checkpoints", mend="train the model first: dvc repro")
@@ -54,16 +55,16 @@ def analysis_folder(
     compare: Sequence[str | int] = ("last",),
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
-    files: Sequence[MetricFile] = (),
+    files: Sequence[UserFile] = (),
     data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
     device: str = "cpu",
     more: Any = None,
 ) -> Path:
-    """The resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
+    """Returns the resumable working folder below `root` for this analysis of this run; settings as for `analyze_run`.
 
     more: plain values that say what `more` of `analyze_run` depends on.
     """
-    identity: dict[str, Any] = {
+    about = {
         "run": name,
         "metrics": list(metrics),
         "components": list(components),
@@ -73,13 +74,13 @@ def analysis_folder(
         "checkpoints": _manifests(run),
         "curve": sha256_file(run / CURVE) if (run / CURVE).exists() else None,
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
-        "files": files_identity(files),
+        "files": file_hashes(files),
         "data_types": {metric: list(chosen) for metric, chosen in data_types.items()},
-        "device": device,
+        "device": device_name(device),
         "more": more,
-        "code": {path.name: sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
+        **identity(__name__),
     }
-    return working_folder("analyze", identity, root)
+    return working_folder("analyze", about, root)
 
 
 def _manifests(run: Path) -> dict[str, str]:
@@ -97,7 +98,7 @@ def analyze_run(
     compare: Sequence[str | int] = ("last",),
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
-    files: Sequence[MetricFile] = (),
+    files: Sequence[UserFile] = (),
     data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
     device: str = "cpu",
     more: Callable[[Checkpoint], Part | None] = lambda checkpoint: None,
@@ -127,18 +128,17 @@ def analyze_run(
     for metric in metrics:
         get_metric(metric)
     _check_data_types(data_types, metrics)
-    for component in components:
-        get_component(component)
     if sidecars is not None and files:  # what was measured by other versions of them is not looked at
-        sidecars = sidecars / f"with_{fingerprint(files_identity(files))}"
+        sidecars = sidecars / f"with_{fingerprint(file_hashes(files))}"
     found = find_checkpoints(run)
-    places = _places(found, name, sidecars)
+    places = _places(found, name, sidecars, device)
     n_layers = min(int(one.config["n_layers"]) for one in found)
-    chosen = choose_layers(layers, n_layers) if any(one not in OF_THE_MODEL for one in components) else []
-    measured = [*([MODEL] if any(one in OF_THE_MODEL for one in components) else []), *chosen]
+    of_model = [get_component(component).of_model for component in components]
+    chosen = choose_layers(layers, n_layers) if not all(of_model) else []
+    measured = [*([MODEL] if any(of_model) else []), *chosen]
     of_run = of_training(tuple(metrics))
     other_places = {
-        other: {one.step: place for one, place in _others(other, others or {}, sidecars)}
+        other: {one.step: place for one, place in _others(other, others or {}, sidecars, device)}
         for other in other_runs(compare)
     }
 
@@ -218,17 +218,19 @@ def _call(part: Part) -> list[Row]:
     return part()
 
 
-def _places(found: Sequence[Checkpoint], name: str, sidecars: Path | None) -> list[Place]:
-    """The checkpoints with the folders of their sidecars."""
-    return [Place(one.folder, checkpoint_folder(sidecars, name, one) if sidecars else None) for one in found]
+def _places(found: Sequence[Checkpoint], name: str, sidecars: Path | None, device: str) -> list[Place]:
+    """Returns the checkpoints with the folders of their sidecars."""
+    return [Place(one.folder, checkpoint_folder(sidecars, name, one, device) if sidecars else None) for one in found]
 
 
-def _others(name: str, others: Mapping[str, Path], sidecars: Path | None) -> list[tuple[Checkpoint, Place]]:
-    """The checkpoints of another run. Raises PicoError where no such run is known."""
+def _others(
+    name: str, others: Mapping[str, Path], sidecars: Path | None, device: str
+) -> list[tuple[Checkpoint, Place]]:
+    """Returns the checkpoints of another run. Raises PicoError where no such run is known."""
     if name not in others:
         raise PicoError(
             f"analysis.compare names the run {name!r}, which is not known",
             mend=f"known are: {', '.join(sorted(others)) or 'none'}",
         )
     found = find_checkpoints(others[name])
-    return list(zip(found, _places(found, Path(name).name, sidecars), strict=True))
+    return list(zip(found, _places(found, Path(name).name, sidecars, device), strict=True))

@@ -16,14 +16,17 @@ import io
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.analysis.engine.layer import Row
 from pico.checkpoint import step_name
 from pico.errors import PicoError
 from pico.files import write_atomic
+
+Row = dict[str, Any]
+"""One value with everything that says what it is of: the columns of the table."""
 
 SCHEMA = pa.schema([
     pa.field("run", pa.string(), nullable=False),
@@ -51,11 +54,11 @@ IDENTITY = (
     "run", "step", "metric", "params", "target_step", "target_run", "target_layer", "component", "data_type", "layer",
     "head", "split",
 )  # fmt: skip
-"""What tells two measurements apart; the other columns of the key follow from these."""
+"""The columns that tell two measurements apart; the other columns of the key follow from these."""
 
 
 def file_name(step: int) -> str:
-    """The file of one checkpoint."""
+    """Returns the file of one checkpoint."""
     return f"{step_name(step)}.parquet"
 
 
@@ -75,12 +78,12 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _order(row: Row) -> tuple:
-    """The identity, with null before any value."""
+    """Returns the identity, with null before any value."""
     return tuple((row[name] is not None, row[name] if row[name] is not None else 0) for name in IDENTITY)
 
 
 def read_table(folder: Path) -> pa.Table:
-    """All rows of an analysed model, by step. Raises PicoError where there are none, or a file is torn."""
+    """Returns all rows of an analysed model, by step. Raises PicoError where there are none, or a file is torn."""
     paths = sorted(Path(folder).glob("step_*.parquet"))
     if not paths:
         raise PicoError(f"{folder} holds no analysed checkpoints", mend="run: dvc repro")

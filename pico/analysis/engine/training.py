@@ -1,4 +1,4 @@
-"""What is measured of a run's training as a whole, at each checkpoint: gradient noise and loss spikes."""
+"""Measurements of a run's training as a whole, at each checkpoint: gradient noise and loss spikes."""
 
 import csv
 import json
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from pico.analysis.engine.components import MODEL, SPLITS
-from pico.analysis.engine.layer import Row
+from pico.analysis.engine.choices import SPLITS
+from pico.analysis.engine.components import MODEL
+from pico.analysis.engine.table import Row
 from pico.analysis.metrics.registry import DATA_TYPES, Measurement, compute, get_metric
 from pico.checkpoint import DYNAMICS, Checkpoint
 from pico.files import canonical_json
@@ -25,7 +26,7 @@ LEFT_OUT = 1e30
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What one call measures. Plain values, so that it travels to any worker."""
+    """The measurement of a run up to one checkpoint. Plain values, so that it can be sent to any worker."""
 
     run: str
     """The model's name, as the table has it."""
@@ -38,12 +39,12 @@ class TrainingTask:
 
 
 def of_training(metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Those metrics that are measured here."""
+    """Returns those metrics that are measured here."""
     return tuple(name for name in metrics if OF_TRAINING & set(get_metric(name).data_types))
 
 
 def measure_training(task: TrainingTask) -> list[Row]:
-    """The rows of the last of `task.folders`; none of norms where a checkpoint has none, none of the loss likewise."""
+    """Measures the last of `task.folders`; norms and the loss only where they were recorded."""
     checkpoint = Checkpoint(task.folders[-1])
     step, tokens = checkpoint.step, int(checkpoint.trainer["tokens"])
 
@@ -85,7 +86,7 @@ def measure_training(task: TrainingTask) -> list[Row]:
 
 
 def _norms(folders: tuple[Path, ...], split: str) -> tuple[np.ndarray, np.ndarray, dict[str, float]] | None:
-    """Squared norms of the whole model's gradient, (checkpoints, small batches) and (checkpoints, 1); batch sizes."""
+    """Returns squared gradient norms, (checkpoints, small batches) and (checkpoints, 1), and the batch sizes."""
     found, sizes = [], {}
     for folder in folders:
         path = folder / DYNAMICS / f"{split}_gradient_norms.safetensors"
@@ -99,7 +100,7 @@ def _norms(folders: tuple[Path, ...], split: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _losses(path: Path, step: int) -> np.ndarray | None:
-    """(step, 1): the training loss of every update up to `step`. None without a curve."""
+    """Returns the training loss of every update up to `step`, (step, 1). None without a curve."""
     if not path.exists() or step == 0:
         return None
     with open(path, newline="") as file:

@@ -18,16 +18,16 @@ class Algebra(Protocol):
     """Everything here that may run on another device."""
 
     def inner(self, rows: Array) -> Array:
-        """(n, k) -> (k, k): rows^T rows."""
+        """Computes rows^T rows: (n, k) -> (k, k)."""
 
     def eigenvalues(self, symmetric: Array) -> Array:
-        """(k, k) -> (k,), ascending."""
+        """Computes the eigenvalues, ascending: (k, k) -> (k,)."""
 
     def product_eigenvalues(self, a: Array, b: Array) -> Array:
-        """Of a b, (k,) ascending, a symmetric and b positive definite. Raises LinAlgError where b is not."""
+        """Computes those of a b, (k,) ascending, b positive definite. Raises LinAlgError where it is not."""
 
     def sorted_magnitudes(self, left: NDArray, right: NDArray | None = None) -> NDArray:
-        """Absolute entries of left, or of left @ right, ascending: (entries,), of their type."""
+        """Returns the absolute entries of left, or of left @ right, ascending: (entries,), of their type."""
 
 
 class OnCPU:
@@ -86,13 +86,13 @@ _current: list[Algebra] = [OnCPU()]
 
 
 def algebra() -> Algebra:
-    """What is in force: the CPU's, or within `on_device` the GPU's."""
+    """Returns the operations in force: the CPU's, or within `on_device` the GPU's."""
     return _current[-1]
 
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """Within it, `algebra()` works on that device: "cpu", or one of torch's, as "cuda"."""
+    """Makes `algebra()` work on that device within: "cpu", or one of torch's, as "cuda"."""
     _current.append(OnCPU() if device == "cpu" else OnTorch(device))
     try:
         yield

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from pico.analysis.metrics.matrix import Array, Matrix, shifted
+from pico.analysis.metrics.matrix import Array, Matrix, Trajectory, distance, shifted
 from pico.analysis.metrics.registry import Undefined, metric
-from pico.analysis.metrics.trajectory import Trajectory, distance
 
 
 @metric(
@@ -13,9 +12,10 @@ from pico.analysis.metrics.trajectory import Trajectory, distance
     types="W",
     target="previous",
     elementwise=True,
+    default=True,
 )
 def relative_change(x: Matrix, y: Matrix) -> float:
-    """How far X is from Y, in lengths of Y."""
+    """Computes the distance from Y to X in lengths of Y."""
     before = shifted(y.values, -y.exponent)
     length = float(np.linalg.norm(before))
     if length == 0:
@@ -31,7 +31,7 @@ def relative_change(x: Matrix, y: Matrix) -> float:
     elementwise=True,
 )
 def distance_from_initialization(x: Matrix, y: Matrix) -> float:
-    """The length of the way from initialisation to here, as the crow flies."""
+    """Computes the length of the way from initialisation to here, as the crow flies."""
     return distance(x, y)
 
 
@@ -43,7 +43,7 @@ def distance_from_initialization(x: Matrix, y: Matrix) -> float:
     elementwise=True,
 )
 def update_to_weight_rms(x: Matrix, y: Matrix, *, steps: int = 1) -> float:
-    """The mean movement of one optimiser step beside the weight it moves; about 1e-3 is customary.
+    """Computes the mean movement of one optimiser step beside the weight it moves; about 1e-3 is customary.
 
     Of the net movement: where the steps of an interval undo each other, the mean single update was larger.
     """
@@ -61,7 +61,7 @@ def update_to_weight_rms(x: Matrix, y: Matrix, *, steps: int = 1) -> float:
     elementwise=True,
 )
 def update_cosine(x: Matrix, y: Matrix) -> float:
-    """Do successive updates point the same way? 1 on a straight line, about 0 in a random walk, -1 back and forth."""
+    """Computes the cosine of successive updates: 1 on a straight line, about 0 in a random walk, -1 back and forth."""
     a, b = x.unit_values(), y.unit_values()
     lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     if lengths == 0:
@@ -76,7 +76,7 @@ def update_cosine(x: Matrix, y: Matrix) -> float:
     target="path",
 )
 def path_over_displacement(x: Matrix, path: Trajectory) -> float:
-    """How much longer the way through the checkpoints was than the straight line; at least 1."""
+    """Computes the length of the way through the checkpoints over that of the straight line; at least 1."""
     displacement = distance(x, path[0])
     if displacement == 0:
         raise Undefined("zero")
@@ -91,7 +91,7 @@ def path_over_displacement(x: Matrix, path: Trajectory) -> float:
     elementwise=True,
 )
 def subspace_overlap(x: Matrix, y: Matrix, *, k: int = 4) -> float:
-    """The share of the strongest k directions that stayed: 1 where all did, k / n by chance."""
+    """Computes the share of the strongest k directions that stayed: 1 where all did, k / n by chance."""
     if k >= min(x.n, x.largest_rank, y.largest_rank):
         raise Undefined("n_too_small")
     left, right = (_directions(one, k) for one in (x, y))
@@ -99,7 +99,7 @@ def subspace_overlap(x: Matrix, y: Matrix, *, k: int = 4) -> float:
 
 
 def _directions(x: Matrix, k: int) -> Array:
-    """(n, k): the strongest left singular directions, from the Gram matrix of the smaller side."""
+    """Returns the strongest left singular directions, (n, k), from the Gram matrix of the smaller side."""
     rows = x.unit
     if x.spectrum[0] == 0 or x.rank < k:
         raise Undefined("zero" if x.spectrum[0] == 0 else "n_too_small")

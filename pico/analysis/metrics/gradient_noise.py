@@ -1,4 +1,4 @@
-"""How noisy gradients are, from norms over small and large batches; and spikes of a loss curve. Pure functions.
+"""Metrics of gradient noise, from norms over small and large batches, and of spikes of a loss curve. Pure functions.
 
 A training step that averages gradients over b examples a micro-batch and B a batch has seen |g_b|^2 and |g_B|^2. With G
 the true gradient and S the covariance of one example's, E|g_b|^2 = |G|^2 + tr S / b (McCandlish et al. 2018, arXiv
@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pico.analysis.metrics.limits import require
 from pico.analysis.metrics.matrix import Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, require
 
 Array = NDArray[np.float64]
 
@@ -28,7 +27,7 @@ class GradientMoments(NamedTuple):
 
 
 def gradient_moments(small: ArrayLike, large: ArrayLike, small_batch: float, large_batch: float) -> GradientMoments:
-    """|G|^2 and tr S, averaged over steps.
+    """Estimates |G|^2 and tr S, averaged over steps.
 
     small: (steps,) or (steps, micro-batches): squared norms of gradients averaged over `small_batch` examples (or
     tokens: the noise is then a token's). large: (steps,): of those averaged over `large_batch`. Raises ValueError where
@@ -53,7 +52,7 @@ def gradient_moments(small: ArrayLike, large: ArrayLike, small_batch: float, lar
     target="batch",
 )
 def gradient_noise_scale(x: Matrix, y: Matrix, *, small_batch: float = 1.0, large_batch: float = 2.0) -> float:
-    """The simple noise scale: the batch size at which noise and signal are equal, in the units of the batch sizes.
+    """Computes the simple noise scale: the batch size, in the units given, at which noise and signal are equal.
 
     Batches far below it are mostly noise, far above it mostly redundant. Status n_too_small where the estimate of
     |G|^2 is not positive: more steps, or larger batches, are needed.
@@ -71,7 +70,7 @@ def gradient_noise_scale(x: Matrix, y: Matrix, *, small_batch: float = 1.0, larg
     target="batch",
 )
 def gradient_snr(x: Matrix, y: Matrix, *, small_batch: float = 1.0, large_batch: float = 2.0) -> float:
-    """Signal over noise, in power, of the gradient of the large batch: B over the noise scale."""
+    """Computes signal over noise, in power, of the gradient of the large batch: B over the noise scale."""
     signal, noise = _moments(x, y, small_batch, large_batch)
     if noise <= 0:
         raise Undefined("n_too_small")
@@ -92,7 +91,7 @@ def _moments(x: Matrix, y: Matrix, small_batch: float, large_batch: float) -> Gr
     types="L",
 )
 def loss_spike_score(x: Matrix, *, window: int = 32, threshold: float = 6.0) -> float:
-    """How often the loss jumps; see `spike_score`. Status n_too_small where no step has a full window."""
+    """Computes the share of steps at which the loss jumps. Status n_too_small where no step has a full window."""
     found = spike_score(x.values[:, 0], window=window, threshold=threshold)
     if found is None:
         raise Undefined("n_too_small")
@@ -100,7 +99,7 @@ def loss_spike_score(x: Matrix, *, window: int = 32, threshold: float = 6.0) -> 
 
 
 def spike_score(loss: ArrayLike, *, window: int = 32, threshold: float = 6.0) -> float | None:
-    """The share of steps whose loss lies over `threshold` robust deviations above the `window` losses before it.
+    """Returns the share of steps with a loss over `threshold` robust deviations above the `window` losses before.
 
     loss: (steps,). The baseline is the median of the window, the deviation 1.4826 times its median absolute deviation
     (Gaussian: the standard deviation), so that an earlier spike does not hide a later one. Steps without a full window

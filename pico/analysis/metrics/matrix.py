@@ -1,4 +1,4 @@
-"""One matrix and what metrics share of it: spectrum, centred rows, sorted magnitudes; each computed once, when needed.
+"""A matrix and what metrics share of it: spectrum, centred rows, sorted magnitudes; each computed once, when needed.
 
 Everything is float64 whatever the input's type. A matrix may be given by two factors, as the OV circuit is; then all
 that does not depend on the basis of the columns comes from a small matrix with the same inner products between rows.
@@ -6,6 +6,7 @@ that does not depend on the basis of the columns comes from a small matrix with 
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ class Matrix:
         dtype: str,
         factors: tuple[Array, Array] | None = None,
     ) -> None:
-        """By its entries, or by finite factors; `p` columns may be more than `dense` has (see `features`)."""
+        """Takes the entries, or finite factors; `p` columns may be more than `dense` has (see `features`)."""
         self.dense = dense
         self.factors = factors
         """Left (n, k) and right (k, p), k < p, where the matrix was given by them."""
@@ -43,7 +44,7 @@ class Matrix:
 
     @classmethod
     def of(cls, array: Any) -> "Matrix":
-        """From a numpy or torch array of any float type; see `pico.analysis.compute` for shapes."""
+        """Makes one from a numpy or torch array of any float type; see `compute` for shapes."""
         if isinstance(array, Matrix):
             return array
         values, dtype = _float64(array)
@@ -53,7 +54,7 @@ class Matrix:
 
     @classmethod
     def product(cls, left: Any, right: Any, dtype: str | None = None) -> "Matrix":
-        """`left @ right` for left (n, k) and right (k, p), without forming it unless entries are asked for.
+        """Makes `left @ right`, left (n, k) and right (k, p), without forming it unless entries are asked for.
 
         With right right^T = L L^T, the rows of left @ L have the inner products of the product's rows, so the same
         singular values and distances, in k columns instead of p. `dtype`: the type of the data, if not that of `left`.
@@ -187,11 +188,11 @@ class Matrix:
         return _energy(self.gram)
 
     def squared_distances(self) -> Array:
-        """(n, n): between rows, on the scale of `unit`; a new array, not kept."""
+        """Computes those between rows, (n, n), on the scale of `unit`; a new array, not kept."""
         return np.maximum(self.row_energy[:, None] + self.row_energy[None, :] - 2 * self.gram, 0.0)
 
     def unit_values(self) -> Array:
-        """(n, p): the entries on the scale of `unit`; not kept."""
+        """Computes the entries on the scale of `unit`, (n, p); not kept."""
         if self.factors is None:
             return self.unit
         return shifted(self.factors[0], -self.exponent) @ self.factors[1]
@@ -214,37 +215,71 @@ class Matrix:
         return np.ldexp(algebra().sorted_magnitudes(*narrow), exponent)
 
 
+class Trajectory:
+    """The states of one parameter, oldest first, up to now. Each is made when it is asked for, and none is held."""
+
+    def __init__(self, points: Sequence[Callable[[], Matrix]], leg: Callable[[int], float] | None = None) -> None:
+        """Takes what makes each state; leg: gives the distance of points i and i + 1, where it is known already."""
+        if not points:
+            raise ValueError("a trajectory has at least one point")
+        self._points, self._leg = points, leg
+
+    @classmethod
+    def of(cls, earlier: Any, now: Matrix) -> "Trajectory":
+        """Makes one from the earlier states, a list or tuple of arrays or only one array, and the present one."""
+        several = earlier if isinstance(earlier, list | tuple) else [earlier]
+        matrices = [*map(Matrix.of, several), now]
+        return cls([lambda one=one: one for one in matrices])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __getitem__(self, index: int) -> Matrix:
+        return self._points[index]()
+
+    def length(self) -> float:
+        """Returns the sum of the distances between successive points; 0 for one point."""
+        return float(sum(self._leg(i) if self._leg else distance(self[i + 1], self[i]) for i in range(len(self) - 1)))
+
+
+def distance(x: Matrix, y: Matrix) -> float:
+    """Computes |X - Y|_F such that neither squares of large entries overflow nor those of small ones vanish."""
+    exponent = max(x.exponent, y.exponent)
+    length = np.linalg.norm(shifted(x.values, -exponent) - shifted(y.values, -exponent))
+    return float(np.ldexp(length, exponent))
+
+
 def shifted(array: Array, exponent: int) -> Array:
-    """`array` * 2^exponent, exactly."""
+    """Returns `array` * 2^exponent, exactly."""
     if abs(exponent) < 1000:
         return array * 2.0**exponent
     return np.ldexp(array, exponent)  # slower, but the factor itself would overflow
 
 
 def _size(array: Array) -> float:
-    """The largest absolute entry; NaN where any entry is."""
+    """Returns the largest absolute entry; NaN where any entry is."""
     return float(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))
 
 
 def _unit(array: Array) -> tuple[Array, int]:
-    """The array over a power of two near its largest entry, and that power."""
+    """Returns the array over a power of two near its largest entry, and that power."""
     exponent = int(np.frexp(_size(array))[1])
     return shifted(array, -exponent), exponent
 
 
 def triangle(array: Array) -> Array:
-    """R of array = QR: (min(shape), columns)."""
+    """Computes R of array = QR: (min(shape), columns)."""
     return np.asarray(np.linalg.qr(array, mode="r"))
 
 
 def singular_values(rows: Array) -> Array:
-    """Singular values of a (n, k) matrix, descending, from its smaller side's Gram matrix; see `Matrix.spectrum`."""
+    """Computes those of a (n, k) matrix, descending, from its smaller side's Gram matrix; see `Matrix.spectrum`."""
     gram = algebra().inner(rows.T if rows.shape[0] <= rows.shape[1] else rows)
     return _roots(algebra().eigenvalues(gram))
 
 
 def _roots(squares: NDArray) -> Array:
-    """Square roots of a Gram matrix's ascending eigenvalues, descending; 0 for what is rounding beside the largest."""
+    """Takes the roots of a Gram matrix's ascending eigenvalues, descending; 0 for what is rounding of the largest."""
     squares = squares[::-1]
     return np.sqrt(np.where(squares > len(squares) * EPS64 * squares[:1], squares, 0.0))
 
@@ -254,7 +289,10 @@ def _energy(array: Array) -> float:
 
 
 def _float64(array: Any) -> tuple[Array, str]:
-    """The array in float64 and the name of its own type. torch is not imported for it: who has a tensor has torch."""
+    """Returns the array in float64 and the name of its own type.
+
+    torch is not imported for it: who has a tensor has torch.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         return array.detach().cpu().to(torch.float64).numpy(), str(array.dtype).removeprefix("torch.")

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pico.analysis.metrics.limits import require
 from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, require
 from pico.analysis.metrics.spectra import nonzero_spectrum
 
 SOURCE = "Clauset et al. 2009, arXiv 0706.1062; Martin & Mahoney 2021, arXiv 1810.01075"
 
 LEAST_SPREAD = 1e-4
-"""Of ln l within a tail. What rounding to float32 makes of equal values is under it for sides of up to 10,000."""
+"""The least spread of ln l within a tail: rounding equal values to float32 gives less, for sides of up to 10,000."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def fit_power_law(logs: Array, log_xmin: float | None = None) -> PowerLaw | None
 
 
 def _fit(tail: Array, log_xmin: float) -> PowerLaw | None:
-    """`tail`: ascending, all at least log_xmin."""
+    """Fits a whole tail: ascending, all at least log_xmin."""
     k = len(tail)
     if k < 2 or tail[-1] - tail[0] <= LEAST_SPREAD:
         return None
@@ -55,7 +54,7 @@ def _fit(tail: Array, log_xmin: float) -> PowerLaw | None:
 
 
 def spectral_tail(x: Matrix, xmin: float | None = None) -> tuple[PowerLaw, str]:
-    """The power law of l = s^2 over the numerical rank, and the status: rank_deficient where that is not full."""
+    """Fits l = s^2 over the numerical rank; the status is rank_deficient where that is not full."""
     spectrum = nonzero_spectrum(x)
     if x.rank < 2:
         raise Undefined("n_too_small")
@@ -79,7 +78,10 @@ def _tail(name: str, x: Matrix, xmin: float | None) -> tuple[PowerLaw, str]:
     spectral=True,
 )
 def powerlaw_alpha(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
-    """The exponent of the spectrum's tail: small where a few directions dominate. Read it with powerlaw_d and _k."""
+    """Computes the exponent of the spectrum's tail: small where a few directions dominate.
+
+    Read it with powerlaw_d and _k.
+    """
     found, status = _tail("powerlaw_alpha", x, xmin)
     return found.alpha, status
 
@@ -91,13 +93,13 @@ def powerlaw_alpha(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]
     spectral=True,
 )
 def powerlaw_d(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
-    """How far the tail is from a power law: 0 where it is one exactly."""
+    """Computes the distance of the tail from a power law: 0 where it is one exactly."""
     found, status = _tail("powerlaw_d", x, xmin)
     return found.distance, status
 
 
 @metric(definition="k, the number of values l >= xmin in powerlaw_alpha", source=SOURCE, types="AWG", spectral=True)
 def powerlaw_k(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
-    """How many values the fit rests on; the standard error of alpha is about (alpha - 1) / sqrt k."""
+    """Counts the values that the fit rests on; the standard error of alpha is about (alpha - 1) / sqrt k."""
     found, status = _tail("powerlaw_k", x, xmin)
     return float(found.k), status

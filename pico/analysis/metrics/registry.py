@@ -1,4 +1,8 @@
-"""The register of metrics: a decorator that declares one, and `compute`, which never raises on degenerate data."""
+"""The registry of metrics: a decorator that declares one, and `compute`, which never raises on degenerate data.
+
+Metrics of states look at the matrices of a checkpoint (see pico.analysis.engine), metrics of behaviour at a model and
+rows of tokens (see pico.behaviour). Both are declared by `@metric`, here, in pico.behaviour, or in a user's file.
+"""
 
 import difflib
 import inspect
@@ -9,30 +13,40 @@ from typing import Any
 
 import numpy as np
 
-from pico.analysis.metrics.matrix import Matrix
-from pico.analysis.metrics.trajectory import Trajectory
+from pico.analysis.metrics.matrix import Matrix, Trajectory
 from pico.errors import PicoError
 
-DATA_TYPES = {"A": "activations", "W": "weights", "G": "gradients", "N": "gradient_norms", "L": "loss"}
-TARGETS = ("last", "previous", "first", "update", "path", "batch")
-"""What the second operand is. `last`: the checkpoint that analysis.compare names, the last one by default; `previous`,
-`first`: the one before, the first one; `update`: X is the change since the one before, Y the change before that;
-`path`: all states of X up to now, a Trajectory; `batch`: the same of the whole batch, where X is of small ones."""
-GRAM = frozenset({
-    "linear_cka", "debiased_cka", "minibatch_cka", "rbf_cka", "cca_mean", "svcca", "procrustes", "rsa", "mutual_knn",
-})  # fmt: skip
-"""Metrics of this package that need no more than the inner products between centred rows; see `Metric.gram`."""
+DATA_TYPES = {
+    "A": "activations",
+    "W": "weights",
+    "G": "gradients",
+    "N": "gradient_norms",
+    "L": "loss",
+    "B": "behaviour",
+    "C": "landscape",
+}
+"""Letter -> the table's `data_type`. Metrics of B and C (the curvature of the loss) are metrics of behaviour."""
+STATES, BEHAVIOUR = "states", "behaviour"
+SETTINGS = {STATES: "analysis.metrics", BEHAVIOUR: "behaviour.metrics"}
+"""Kind of metric -> the setting that names those to be measured."""
+TARGETS = ("last", "previous", "first", "update", "path", "batch", "run")
+"""The second operand. `last`: the checkpoint that analysis.compare names, the last one by default; `previous`, `first`:
+the one before, the first one; `update`: X is the change since the one before, Y the change before that; `path`: all
+states of X up to now, a Trajectory; `batch`: the same of the whole batch, where X is of small ones; `run`: another run.
+"""
 STATUSES = ("ok", "zero", "rank_deficient", "n_too_small", "nonfinite")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a metric gave.
+    """The result of a metric.
 
     `value` is None where the metric is not defined, and `status` says why: `zero` (nothing, or nothing but a constant,
     is there), `n_too_small` (too few rows), `nonfinite` (the input, or the result, holds NaN or infinity). With `ok`
-    there is always a value; `rank_deficient` goes with a value taken over the numerical rank. `n`, `p`: the shape of X.
-    `rank`: of spectral metrics, the numerical rank; of those that compare, the largest that shape or factors allow.
+    there is always a value; `rank_deficient` goes with a value taken over the numerical rank. `n`, `p`: the shape of X;
+    for behaviour, the number of samples (tokens, positions, prompts) and the width of what was looked at: the
+    vocabulary, the row length of attention, the number of parameters. `rank`: of spectral metrics, the numerical rank;
+    of those that compare, the largest that shape or factors allow.
     """
 
     value: float | None
@@ -58,7 +72,7 @@ class Metric:
     definition: str
     source: str
     data_types: tuple[str, ...]
-    """Of DATA_TYPES' values: what the analysis applies it to."""
+    """DATA_TYPES' values: what it is applied to."""
     target: str | None
     """None: it looks at one tensor. Else it compares two; this (of TARGETS) says which checkpoint has the second."""
     spectral: bool
@@ -68,13 +82,21 @@ class Metric:
     """It compares entry by entry, so both tensors need the same shape, not only the same rows."""
     parameters: dict[str, Any]
     """The settings of the metric itself and their defaults, for instance {"threshold": 0.01}."""
-    function: Callable[..., float | tuple[float, str]]
+    function: Callable[..., Any]
     gram: bool = False
     """All that it asks of X is the inner products between centred rows, so an analysis gives it a kept factor of them.
     Of Y that holds for every metric that compares activations, unless it is elementwise."""
+    default: bool = False
+    """Measured where no metrics are named: by `pico analyze`, and by `BehaviourSettings()`."""
+
+    @property
+    def kind(self) -> str:
+        """STATES or BEHAVIOUR."""
+        return BEHAVIOUR if {DATA_TYPES["B"], DATA_TYPES["C"]} & set(self.data_types) else STATES
 
 
 METRICS: dict[str, Metric] = {}
+"""All metrics that are registered in this process, of either kind. See `metrics_of`."""
 
 
 def metric(
@@ -87,12 +109,16 @@ def metric(
     min_rows: int = 1,
     elementwise: bool = False,
     gram: bool = False,
+    default: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Registers a function of one Matrix (or of two, with `target`) under its own name.
+    """Registers a function under its own name; `types`: letters of DATA_TYPES, for instance "WG".
 
-    The function gives a float, or (float, status), or raises `Undefined(status)`. Its keyword-only arguments are the
-    metric's settings; they need defaults that JSON can hold. A setting `steps` is given the number of optimiser steps
-    since the checkpoint compared with. `types`: letters of DATA_TYPES, for instance "WG". `gram`: see `Metric.gram`.
+    A metric of states is a function of one Matrix (or of two, with `target`). It gives a float, or (float, status), or
+    raises `Undefined(status)`. Its keyword-only arguments are the metric's settings; they need defaults that JSON can
+    hold. A setting `steps` is given the number of optimiser steps since the checkpoint compared with.
+
+    A metric of behaviour ("B", "C") is a function of a `pico.behaviour.Subject` that yields `pico.behaviour.Value`s.
+    Only `definition`, `source`, `types`, `target` and `default` mean something for it.
     """
 
     def register(function: Callable) -> Callable:
@@ -115,25 +141,46 @@ def metric(
             elementwise=elementwise,
             parameters=parameters,
             function=function,
-            gram=gram or name in GRAM,
+            gram=gram,
+            default=default,
         )
         return function
 
     return register
 
 
-def get_metric(name: str) -> Metric:
-    """The metric of that name. Raises PicoError naming the nearest one."""
-    if name not in METRICS:
-        what = f"{name!r} is not a metric{nearest(name, METRICS)}"
-        raise PicoError(what, mend=f"the metrics are {', '.join(sorted(METRICS))}")
-    return METRICS[name]
+def metrics_of(kind: str) -> dict[str, Metric]:
+    """Returns the registered metrics of states or of behaviour, by name and in order of name."""
+    return {name: one for name, one in sorted(METRICS.items()) if one.kind == kind}
+
+
+def default_metrics(kind: str) -> tuple[str, ...]:
+    """Returns the names of the metrics that are measured where none are named."""
+    return tuple(name for name, one in metrics_of(kind).items() if one.default)
+
+
+def get_metric(name: str, kind: str = STATES) -> Metric:
+    """Returns the metric of that name. Raises PicoError naming the nearest one, or where it is of the other kind."""
+    found = METRICS.get(name)
+    if found is None:
+        known = metrics_of(kind)
+        what = f"{name!r} is not a metric of {kind}{nearest(name, known)}"
+        raise PicoError(what, mend=f"the metrics of {kind} are {', '.join(known)}")
+    if found.kind != kind:
+        raise PicoError(f"{name!r} is a metric of {found.kind}", mend=f"name it in {SETTINGS[found.kind]}")
+    return found
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """`; did you mean ...?`, or nothing where no known name is close."""
+    """Returns `; did you mean ...?`, or nothing where no known name is close."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def require(holds: bool, metric: str, setting: str, value: Any, wanted: str) -> None:
+    """Raises PicoError naming the metric, the setting and its value, unless the condition holds."""
+    if not holds:
+        raise PicoError(f"metric {metric!r}: {setting} = {value!r}", mend=f"{setting} must be {wanted}")
 
 
 def compute(name: str, X: Any, Y: Any = None, **parameters: Any) -> Measurement:

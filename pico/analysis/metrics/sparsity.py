@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from pico.analysis.metrics.limits import require
 from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, require
 
 BLOCK = 2**15
 RAMP = np.arange(BLOCK, dtype=np.float64)
@@ -14,9 +13,10 @@ RAMP = np.arange(BLOCK, dtype=np.float64)
     definition="sum (2i - N - 1) |x|_(i) / (N sum |x|), entries ascending; one-hot 1 - 1/N, half-normal sqrt 2 - 1",
     source="Hurley & Rickard 2009, arXiv 0811.4706",
     types="AWG",
+    default=True,
 )
 def gini(x: Matrix) -> float:
-    """Inequality of the absolute entries: 0 where all are equal, towards 1 where one has everything."""
+    """Computes the inequality of absolute entries: 0 where all are equal, towards 1 where one has everything."""
     count, total, weighted = len(x.magnitudes), 0.0, 0.0
     for start in range(0, count, BLOCK):  # in float64 while it is in the processor's cache
         entries = x.magnitudes[start : start + BLOCK].astype(np.float64)
@@ -29,10 +29,13 @@ def gini(x: Matrix) -> float:
 
 
 @metric(
-    definition="(sqrt N - L1 / L2) / (sqrt N - 1); one-hot 1, constant 0", source="Hoyer 2004 (JMLR 5)", types="AWG"
+    definition="(sqrt N - L1 / L2) / (sqrt N - 1); one-hot 1, constant 0",
+    source="Hoyer 2004 (JMLR 5)",
+    types="AWG",
+    default=True,
 )
 def hoyer(x: Matrix) -> float:
-    """Sparseness from the ratio of the norms L1 and L2 of the entries."""
+    """Computes sparseness from the ratio of the norms L1 and L2 of the entries."""
     count = x.n * x.p
     if count < 2:
         raise Undefined("n_too_small")
@@ -49,7 +52,7 @@ def hoyer(x: Matrix) -> float:
     types="AWG",
 )
 def near_zero_fraction(x: Matrix, *, threshold: float = 0.01) -> float:
-    """The share of entries that are small beside the root mean square."""
+    """Computes the share of entries that are small beside the root mean square."""
     require(threshold >= 0, "near_zero_fraction", "threshold", threshold, "at least 0, in root mean squares")
     rms = float(np.sqrt(x.energy)) / np.sqrt(x.n * x.p)
     if rms == 0:
@@ -63,14 +66,14 @@ def near_zero_fraction(x: Matrix, *, threshold: float = 0.01) -> float:
     types="A",
 )
 def outlier_kurtosis(x: Matrix) -> float:
-    """1 where all features are equally strong, p where one feature has everything."""
+    """Computes a kurtosis: 1 where all features are equally strong, p where one feature has everything."""
     power = _feature_power(x)
     return float(np.mean(power**2) / np.mean(power) ** 2)
 
 
 @metric(definition="max |x| / median |x|", source="Sun et al. 2024, arXiv 2402.17762", types="A")
 def massive_activation(x: Matrix) -> float:
-    """The largest entry beside the median one."""
+    """Computes the largest entry beside the median one."""
     median = float(np.median(x.magnitudes))
     if median == 0:
         raise Undefined("zero")
@@ -81,14 +84,14 @@ def massive_activation(x: Matrix) -> float:
     definition="share of features with rms <= threshold * rms(x)", source="Lu et al. 2019, arXiv 1903.06733", types="A"
 )
 def dead_units(x: Matrix, *, threshold: float = 1e-6) -> float:
-    """The share of features that are silent on every row."""
+    """Computes the share of features that are silent on every row."""
     require(threshold >= 0, "dead_units", "threshold", threshold, "at least 0, in root mean squares")
     power = _feature_power(x)
     return float(np.mean(power <= threshold**2 * np.mean(power)))
 
 
 def _feature_power(x: Matrix) -> Array:
-    """(p,): the mean square of each feature, on the scale of `unit`."""
+    """Computes the mean square of each feature, (p,), on the scale of `unit`."""
     power = np.mean(x.unit_values() ** 2, axis=0)
     if not power.any():
         raise Undefined("zero")

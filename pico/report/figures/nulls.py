@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from pico.analysis import METRICS, independence_null
+from pico.analysis.metrics.catalogue import STATES, independence_null, metrics_of
 from pico.errors import PicoError
 
 DRAWS = 5
@@ -17,7 +17,7 @@ def null_level(metric: str, n: int, p: int) -> float | None:
     None where it compares nothing, and where it would have to be sampled at too great a cost. Closed forms:
     linear CKA p / (n + p); the debiased estimators 0; mutual kNN k / (n - 1). A test holds them to the sampled ones.
     """
-    known = METRICS.get(metric)
+    known = metrics_of(STATES).get(metric)
     if known is None or known.target is None or known.elementwise or "activations" not in known.data_types:
         return None
     if metric == "linear_cka":

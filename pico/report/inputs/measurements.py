@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pico.analysis import METRICS
 from pico.analysis.convergence import ELSEWHERE
+from pico.analysis.metrics.catalogue import STATES, metrics_of
 from pico.errors import PicoError
 from pico.files import canonical_json
 
@@ -209,10 +209,10 @@ def _main_target(table: pa.Table) -> np.ndarray:
         "last": np.full_like(steps, every[-1]),
         "previous": np.concatenate([[math.nan], every])[np.searchsorted(every, steps)],
     }
-    keep = np.isnan(target)
+    keep, known = np.isnan(target), metrics_of(STATES)
     for code, name in enumerate(metrics.dictionary.to_pylist()):
         own = codes == code
-        kind = METRICS[name].target if name in METRICS else None
+        kind = known[name].target if name in known else None
         chosen = own & (target == wanted.get(kind or "last", wanted["last"]))
         if not chosen.any() and (own & ~keep).any():
             found, counts = np.unique(target[own & ~keep], return_counts=True)

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 
-from pico.analysis import METRICS
+from pico.analysis.metrics.catalogue import STATES, metrics_of
 from pico.report.figures import colours
 from pico.report.figures.nulls import null_level
 from pico.report.inputs.data import Model, Suite
@@ -45,10 +45,10 @@ def render_explorer(suite: Suite) -> str:
 def explorer_data(suite: Suite) -> dict[str, Any]:
     """What the page embeds: names by column, what metrics mean, and the series of each model."""
     names: dict[str, dict[Any, int]] = {column: {} for column in KEY}
-    models = [_columns(model, names) for model in suite.models]
+    models, known = [_columns(model, names) for model in suite.models], metrics_of(STATES)
     return {
         "names": {column: list(found) for column, found in names.items()},
-        "definitions": {name: METRICS[name].definition for name in names["metric"] if name in METRICS},
+        "definitions": {name: known[name].definition for name in names["metric"] if name in known},
         "models": models,
     }
 

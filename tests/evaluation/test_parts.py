@@ -1,4 +1,4 @@
-"""Held-out perplexity and bits per byte."""
+"""Parts of an evaluation: the checkpoints that are asked, held-out perplexity and bits per byte."""
 
 from math import exp, log
 
@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pico.evaluation import perplexity
+from pico.evaluation.parts import choose_steps
 from pico.evaluation.perplexity import heldout_scores, total_nats
 from pico.model import Decoder
+
+LAPTOP = [0, 1, 2, 4, 8, 16, 32, 64, 100, 200, 300, 400, 500, 600]
 
 
 def rows(n: int, seed: int, seq_len: int = 48) -> np.ndarray:
@@ -46,3 +51,28 @@ def test_all_is_weighted_by_tokens_not_a_mean_of_perplexities(model: Decoder) ->
     assert found["all"]["perplexity"] == pytest.approx(exp(nats / 288))
     assert found["all"]["bits_per_byte"] == pytest.approx(nats / log(2) / 1000)
     assert found["all"]["perplexity"] != pytest.approx((found["a"]["perplexity"] + found["b"]["perplexity"]) / 2)
+
+
+def test_the_choice_is_even_in_log_steps() -> None:
+    assert choose_steps(LAPTOP, 5) == [0, 4, 32, 100, 600]
+
+
+def test_one_is_the_last_and_two_are_the_ends() -> None:
+    assert choose_steps(LAPTOP, 1) == [600]
+    assert choose_steps(LAPTOP, 2) == [0, 600]
+
+
+@given(st.sets(st.integers(0, 10**6), min_size=1, max_size=60), st.integers(1, 80))
+def test_as_many_as_asked_for_with_both_ends_whatever_the_order(steps: set[int], count: int) -> None:
+    chosen = choose_steps(list(steps), count)
+    assert len(chosen) == min(count, len(steps))
+    assert set(chosen) <= steps
+    assert chosen == sorted(chosen) == choose_steps(sorted(steps, reverse=True), count)
+    assert chosen[-1] == max(steps)
+    if count > 1:
+        assert chosen[0] == min(steps)
+
+
+def test_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="count = 0"):
+        choose_steps(LAPTOP, 0)

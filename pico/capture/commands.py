@@ -1,12 +1,12 @@
-"""`pico capture`: learning dynamics of checkpoints that are there already, in the layout that training writes.
+"""`pico capture` and `pico analyze`: learning dynamics of checkpoints that are there already, and their table.
 
 A checkpoint of a pico run is captured on the rows that its own training captures it on, which is found in its
-trainer.json: what comes out is then bit for bit what training wrote, or would have written. All else, and whatever is
+trainer.json: the result is then bit for bit what training wrote, or would have written. All else, and whatever is
 given a text, is captured on one fixed batch (see pico.capture.run).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,24 +14,33 @@ from typing import Any
 
 import torch
 
+from pico.analysis.engine.components import get_component
+from pico.analysis.engine.plugins import load_metric_files
+from pico.analysis.engine.run import analysis_folder, analyze_run
+from pico.analysis.engine.table import read_table
+from pico.analysis.metrics.registry import STATES, default_metrics, get_metric
 from pico.capture.places import Place
-from pico.capture.run import Report, Settings, capture_into, device, identity
+from pico.capture.run import Settings, capture_identity, capture_into, captured_run, device
 from pico.checkpoint import MANIFEST, Checkpoint, step_name, verify, write_checkpoint
 from pico.errors import PicoError
-from pico.files import canonical_json, full_disk_named, read_json, sha256_file, write_json
+from pico.files import canonical_json, full_disk_named, read_json, sha256_file, write_atomic, write_json
+from pico.identity import device_name, identity
 from pico.model.decoder import load_decoder
+from pico.plugins import UserFile, file_hashes
 from pico.train.batches import Batches
 from pico.train.capture import capture_splits
 from pico.train.spec import RunSpec, data_identity
 from pico.train.world import reproducible
 
-ABOUT = "capture.json"
+CAPTURE = "capture.json"
 """Says what was captured, on what; it marks a folder that an interrupted capture goes on in."""
+ANALYSIS = "analysis.json"
+"""Says what the table is of; it marks a folder as one that may be replaced."""
 
 
 @dataclass(frozen=True)
 class Own:
-    """What is captured of a pico run, where it is not what its settings say."""
+    """Settings of a capture of a pico run, where they are not those of its training."""
 
     layers: Sequence[str] | None = None
     """Suffixes of module names."""
@@ -40,16 +49,21 @@ class Own:
 
 
 def capture_place(
-    place: Place, out: Path, settings: Settings, own: Own, tokens: Path, report: Report | None = None
+    place: Place,
+    out: Path,
+    settings: Settings,
+    own: Own,
+    tokens: Path,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Checkpoint]:
-    """Captures every checkpoint of `place`; gives those of `out/checkpoints`, whole ones with weights and states.
+    """Captures every checkpoint of `place`, as `pico capture` does; returns those of `out/checkpoints`.
 
     `own` and `tokens` (the folder of tokens that the run was trained on) are for pico runs without a text, `settings`
     for all else. An interrupted capture goes on with the first step that is not there. Raises PicoError for what cannot
     be read, for tokens that are not those of the training, and where `out` holds anything else.
     """
     if place.kind != "pico" or settings.text is not None:
-        _claim(out, identity(place, settings))
+        _claim(out, capture_identity(place, settings))
         with full_disk_named(out):
             capture_into(out, place, settings, report)
     else:
@@ -58,12 +72,12 @@ def capture_place(
 
 
 def default_name(place: Place) -> str:
-    """What the checkpoints are called where nobody says: the model's name in its settings, or the folder's."""
+    """Returns what the checkpoints are called by default: the model's name in its settings, or the folder's."""
     trainer = Checkpoint(next(iter(place.folders.values()))).trainer if place.kind == "pico" else {}
     return trainer["identity"]["settings"]["model"] if "identity" in trainer else place.name
 
 
-def _capture_own(place: Place, out: Path, own: Own, tokens: Path, report: Report | None) -> None:
+def _capture_own(place: Place, out: Path, own: Own, tokens: Path, report: Callable[[int, int], None] | None) -> None:
     folders = list(place.folders.values())
     spec = _with_own(_spec(folders[0]), own)
     data = data_identity(tokens)
@@ -75,7 +89,9 @@ def _capture_own(place: Place, out: Path, own: Own, tokens: Path, report: Report
                 mend="name their folder with --tokens, or a text to capture on with --text",
             )
     models = {str(step): sha256_file(folder / "model.safetensors") for step, folder in place.folders.items()}
-    _claim(out, {"checkpoints": models, "data": data, "own": asdict(own)})
+    where = "cpu" if spec.training.device == "cpu" else device()
+    about = {"checkpoints": models, "data": data, "own": asdict(own), "device": device_name(where)}
+    _claim(out, about | identity("pico.train.capture"))
     batches = Batches(spec, tokens)
     for done, (step, folder) in enumerate(place.folders.items()):
         target = out / "checkpoints" / step_name(step)
@@ -129,8 +145,8 @@ def _with_own(spec: RunSpec, own: Own) -> RunSpec:
 def _claim(out: Path, what: dict[str, Any]) -> None:
     """Makes `out`, or goes on in it where it is of the same capture. Raises PicoError where it holds anything else."""
     what = json.loads(canonical_json(what))  # as it is read back
-    if (out / ABOUT).is_file():
-        if read_json(out / ABOUT) != what:
+    if (out / CAPTURE).is_file():
+        if read_json(out / CAPTURE) != what:
             raise PicoError(f"{out} holds the capture of other checkpoints, or with other settings or code",
                             mend="name another folder with --out, or delete it")  # fmt: skip
         return
@@ -138,4 +154,79 @@ def _claim(out: Path, what: dict[str, Any]) -> None:
         raise PicoError(f"{out} exists, and is not an earlier capture", mend="name another folder with --out")
     with full_disk_named(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / ABOUT, what)
+        write_json(out / CAPTURE, what)
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """The result of an analysis."""
+
+    rows: int
+    """The number of rows of the table."""
+    run: Path
+    """The checkpoints that were measured, in pico's layout: the run itself, or what was captured of another model."""
+
+
+Report = Callable[[str, int, int], None]
+"""Called with (`capture` or `measure`, done, in all) after every checkpoint or task."""
+
+
+def analyze_place(
+    place: Place,
+    settings: Settings,
+    out: Path,
+    *,
+    name: str,
+    metrics: Sequence[str] | None = None,
+    components: Sequence[str] = ("simple", "ov_circuit"),
+    files: Sequence[UserFile] = (),
+    root: Path = Path("runs"),
+    report: Report | None = None,
+) -> Analysed:
+    """Captures what is needed, measures it, and writes `out/step_*.parquet`, as `pico analyze` does.
+
+    The table is that of a run (see pico.analysis.engine.table). metrics: None for the default ones. Working state is
+    below `root`: an interrupted analysis goes on there, and other metrics of the same checkpoints find their states
+    captured. Raises PicoError for unknown names, for what cannot be read, and where `out` holds anything but an earlier
+    analysis.
+    """
+    if out.exists() and not (out / ANALYSIS).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise PicoError(f"{out} exists, and is not an earlier analysis", mend="name another folder with --out")
+    load_metric_files(files)
+    metrics = default_metrics(STATES) if metrics is None else metrics
+    for metric in metrics:
+        get_metric(metric)
+    for component in components:
+        get_component(component)
+    run, layers = captured_run(
+        place, settings, root, lambda *progress: report("capture", *progress) if report else None
+    )
+    work = analysis_folder(run, name, metrics, components, root, layers=layers, files=files, device=device())
+    written = analyze_run(
+        run,
+        name,
+        metrics,
+        components,
+        work,
+        layers=layers,
+        files=files,
+        device=device(),
+        report=lambda *progress: report("measure", *progress) if report else None,
+    )
+    about = {
+        "name": name,
+        "kind": place.kind,
+        "steps": list(place.folders),
+        "layers": layers,
+        "metrics": list(metrics),
+        "components": list(components),
+        "files": file_hashes(files),
+    }
+    with full_disk_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / ANALYSIS, about)
+        for stale in sorted({path.name for path in out.glob("step_*.parquet")} - {path.name for path in written}):
+            (out / stale).unlink()
+        for path in written:
+            write_atomic(out / path.name, path.read_bytes())
+    return Analysed(int(read_table(out).num_rows), run)

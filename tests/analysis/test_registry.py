@@ -1,19 +1,28 @@
-"""The user's own metrics and components: the page's example works, and every mistake is named with its line."""
+"""The registry: the user's own metrics and components work, every mistake is named with its line, and all is listed."""
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from synthetic_runs import write_run
 
-from pico.analysis import METRICS, compute, read_table
 from pico.analysis.engine.components import COMPONENTS
-from pico.analysis.engine.plugins import files_identity, load_metric_files, read_metric_files
+from pico.analysis.engine.plugins import load_metric_files, read_metric_files
 from pico.analysis.engine.run import analyze_run
+from pico.analysis.engine.table import read_table
+from pico.analysis.listing import list_metrics
+from pico.analysis.metrics.catalogue import METRICS, compute
+from pico.behaviour import BehaviourSettings, measure_behaviour
 from pico.errors import PicoError
+from pico.files import canonical_json
+from pico.model import Decoder, DecoderConfig
+from pico.plugins import file_hashes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "custom-metrics.md"
 HEADER = "from pico.analysis.metrics.registry import metric\n\n\n"
@@ -24,7 +33,7 @@ METRIC = '@metric(definition="d", source="s", types="W")\ndef {name}(x):\n    re
 def registers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test registers is gone after it."""
     before = dict(METRICS), dict(COMPONENTS)
-    monkeypatch.setattr("pico.analysis.engine.plugins._loaded", {})
+    monkeypatch.setattr("pico.plugins._loaded", {})
     yield
     for register, former in zip((METRICS, COMPONENTS), before, strict=True):
         register.clear()
@@ -46,7 +55,7 @@ def page_file(tmp_path: Path) -> Path:
 
 def test_the_pages_example_measures_a_run(page_file: Path) -> None:
     added = load_metric_files(read_metric_files(["my_metrics.py"], page_file))
-    assert (added.metrics, added.components) == (("drift", "top_share"), ("keys",))
+    assert added == (("accuracy", "drift", "top_share"), ("keys",))
     assert compute("top_share", np.diag([3.0, 1.0, 1.0, 1.0]), k=1).value == pytest.approx(0.75)
     assert compute("top_share", np.zeros((3, 2))).status == "zero"
     rows = np.eye(4, 6)
@@ -64,6 +73,34 @@ def test_the_pages_example_measures_a_run(page_file: Path) -> None:
         (head, 4, 16, '{"k":4}') for head in (0, 1)
     ]
     assert all(row["value"] == pytest.approx(1) for row in heads)  # a head of width 4 has 4 directions
+
+
+def test_the_pages_metric_of_behaviour_measures_a_model(page_file: Path) -> None:
+    load_metric_files(read_metric_files(["my_metrics.py"], page_file))
+    rows = np.random.default_rng(0).integers(0, 11, (4, 9))
+    model = Decoder(DecoderConfig(d_model=8, n_layers=1, vocab_size=11, max_seq_len=8, attention_n_heads=2,
+                                  attention_n_kv_heads=1, activation_hidden_dim=8))  # fmt: skip
+    settings = BehaviourSettings(metrics=("accuracy", "nll"))
+    found = {row["metric"]: row for row in measure_behaviour(model, rows, run="r", step=1, tokens=2, settings=settings)}
+    tokens = torch.from_numpy(rows)
+    hits = model(tokens[:, :-1]).argmax(-1) == tokens[:, 1:]
+    assert found["accuracy"]["value"] == pytest.approx(hits.float().mean().item())
+    assert (found["accuracy"]["data_type"], found["accuracy"]["n"], found["accuracy"]["p"]) == ("behaviour", 32, 11)
+    assert {row["name"] for row in list_metrics()} >= {"accuracy", "top_share", "per", "nll"}
+    with pytest.raises(PicoError, match="'accuracy' is a metric of behaviour"):
+        compute("accuracy", np.eye(2))
+
+
+def test_what_a_metric_of_behaviour_raises_or_gives_wrongly_is_named(tmp_path: Path) -> None:
+    text = '@metric(definition="d", source="s", types="B")\ndef {name}(subject):\n    yield {value}\n\n\n'
+    load(tmp_path, HEADER + text.format(name="mine", value="1 / 0") + text.format(name="other", value="0.5"))
+    scorer = SimpleNamespace(vocab_size=3, context_length=8, log_probabilities=lambda ids: torch.zeros(*ids.shape, 3))
+    for name, message, where in (("mine", "ZeroDivisionError", "mine.py, line 6"), ("other", "gave 0.5, not a", "")):
+        with pytest.raises(PicoError, match=message) as caught:
+            measure_behaviour(
+                scorer, np.zeros((2, 4), int), run="r", step=0, tokens=0, settings=BehaviourSettings(metrics=(name,))
+            )
+        assert caught.value.where == where
 
 
 def test_loading_twice_does_nothing_and_an_edit_replaces(tmp_path: Path) -> None:
@@ -89,11 +126,11 @@ def test_the_text_travels_and_nothing_is_written_beside_it(tmp_path: Path) -> No
 
 def test_the_identity_is_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("a = 1\n")
-    first = files_identity(read_metric_files(["mine.py"], tmp_path))
-    assert first == files_identity(read_metric_files(["mine.py"], tmp_path))
+    first = file_hashes(read_metric_files(["mine.py"], tmp_path))
+    assert first == file_hashes(read_metric_files(["mine.py"], tmp_path))
     assert list(first) == ["mine.py"]
     (tmp_path / "mine.py").write_text("a = 2\n")
-    assert first != files_identity(read_metric_files(["mine.py"], tmp_path))
+    assert first != file_hashes(read_metric_files(["mine.py"], tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -147,14 +184,24 @@ def test_what_a_component_raises_is_named(tmp_path: Path) -> None:
     assert caught.value.where == "mine.py, line 6"
 
 
-def test_paths_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(PicoError, match=r"nowhere\.py cannot be read"):
-        read_metric_files(["nowhere.py"], tmp_path)
-    with pytest.raises(PicoError, match="absolute"):
-        read_metric_files([str(tmp_path / "mine.py")], tmp_path)
-    (tmp_path / "mine.py").write_bytes(b"# \xff")
-    with pytest.raises(PicoError, match="not UTF-8"):
-        read_metric_files(["mine.py"], tmp_path)
-    (tmp_path / "mine.py").write_text("")
-    with pytest.raises(PicoError, match="named twice"):
-        read_metric_files(["mine.py", "mine.py"], tmp_path)
+def test_every_metric_is_listed_with_what_a_reader_needs() -> None:
+    rows = {row["name"]: row for row in list_metrics()}
+    assert set(rows) == set(METRICS)
+    assert list(rows) == sorted(rows)
+    for name, row in rows.items():
+        assert row["definition"]
+        assert row["applies_to"]
+        assert row["inputs"]
+        assert row["source"]
+        assert METRICS[name].function.__doc__
+        defaults = inspect.signature(METRICS[name].function).parameters
+        assert row["settings"] == {setting: defaults[setting].default for setting in row["settings"]}
+    canonical_json(list_metrics())  # plain values
+
+
+def test_inputs_say_what_is_refused() -> None:
+    inputs = {row["name"]: row["inputs"] for row in list_metrics()}
+    assert inputs["debiased_cka"] == "two matrices with the same samples as rows, of at least 4 rows"
+    assert inputs["relative_change"] == "two matrices with equal shapes"
+    assert inputs["nll"] == "a model and rows of tokens"
+    assert inputs["per"] == "one matrix of any shape"

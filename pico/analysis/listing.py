@@ -1,15 +1,15 @@
-"""What there is to measure with: the register of metrics as plain rows, for `pico metrics` and for documents."""
+"""The registry of metrics as plain rows, for `pico metrics` and for documents."""
 
 from typing import Any
 
-from pico.analysis.metrics.registry import METRICS, Metric
+from pico.analysis.metrics.registry import BEHAVIOUR, METRICS, Metric
 
 
 def list_metrics() -> list[dict[str, Any]]:
-    """Every registered metric, by name: `name`, `definition`, `applies_to`, `inputs`, `target`, `settings`, `source`.
+    """Returns a row a registered metric, in order of name.
 
-    applies_to: list of activations, weights, gradients. inputs: what shapes are valid, in words. target: what it
-    compares with, None where it looks at one tensor. settings: name -> default.
+    applies_to: list of types of data. inputs: the valid inputs, in words. target: what it compares with, None where it
+    looks at one tensor. settings: name -> default.
     """
     return [
         {
@@ -26,6 +26,8 @@ def list_metrics() -> list[dict[str, Any]]:
 
 
 def _inputs(metric: Metric) -> str:
+    if metric.kind == BEHAVIOUR:
+        return "a model and rows of tokens"
     rows = f"of at least {metric.min_rows} rows" if metric.min_rows > 1 else "of any shape"
     if metric.target is None:
         return f"one matrix {rows}"
