@@ -25,7 +25,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def main() -> NoReturn:
-    """The command line of the package."""
+    """Runs the command line of the package."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in STAGES:
         print(f"usage: python -m flows STAGE [--model NAME]; a stage is one of: {', '.join(STAGES)}", file=sys.stderr)
@@ -44,7 +44,7 @@ def main() -> NoReturn:
 
 
 def _connect(root: Path) -> socket.socket | None:
-    """A connection to the fork server of this checkout's lab, or None where there is none."""
+    """Connects to the fork server of this clone's lab. Returns None where there is none."""
     path = live_forkserver(read_record(root) or {})
     if not path:
         return None
@@ -58,7 +58,7 @@ def _connect(root: Path) -> socket.socket | None:
 
 
 def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
-    """Runs the stage in a fork of the server; gives its exit status, or None where the server will not have it."""
+    """Runs the stage in a fork of the server. Returns its exit status, or None where the server refuses."""
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     server.settimeout(ANSWER_SECONDS)
     try:

@@ -15,7 +15,7 @@ from pico.train.run import pretrain as pretrain_model
 from pico.train.run import run_folder
 from pico.train.spec import RunSpec, run_spec
 from pico.watch.live import watched
-from pico.watch.progress import Display
+from pico.watch.progress import Display, mfu_of
 
 TOKENS = Path("data/tokens")
 PUBLISHED = "published.json"
@@ -27,10 +27,11 @@ def train(stage: Stage, spec: RunSpec) -> Path:
     """Trains on Ray, or goes on where an interrupted run stopped; returns the run's folder."""
     with (
         stage.ray(),
-        stage.progress(f"pretrain-{spec.model}", f"Training {spec.model}") as update,
-        Display(spec.model, update=update, warn=stage.logger.warning) as display,
+        stage.progress(spec.training.steps, "steps") as bar,
         watched(stage.params.live, spec.model, stage.params.suite.scale) as watch,
     ):
+        mfu = mfu_of(spec.decoder, stage.params.packing.seq_len, stage.device(), spec.training)
+        display = Display(bar, warn=stage.logger.warning, mfu=mfu)
 
         def show(event: dict[str, Any]) -> None:
             display.show(event)
@@ -86,8 +87,6 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
 def pretrain(stage: Stage) -> None:
     """The whole stage."""
-    if stage.model is None:
-        raise ValueError("stage pretrain needs --model")
     spec = run_spec(stage.params, stage.model)
     out = Path("data/models") / stage.params.suite.scale / spec.model
     if unrecorded(f"pretrain@{spec.model}", run_folder(spec, TOKENS), out):
@@ -103,4 +102,4 @@ def pretrain(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("pretrain", pretrain)
+    run("pretrain", pretrain, per_model=True)

@@ -21,7 +21,6 @@ PROJECT = ("pico", "flows")
 
 INFRASTRUCTURE = (
     "flows.lab",
-    "flows.downloads",
     "flows.stage",
     "pico.cli",
     "pico.config",

@@ -1,6 +1,7 @@
-"""What every process of the project is given before Prefect, Ray or Hugging Face are imported: off switches and places.
+"""The environment of every process of the project, and the record of the lab that is up.
 
-Only the standard library is imported here, because `flows/__init__.py` calls `prepare` first thing in every stage.
+It is set before Prefect, Ray or Hugging Face are imported. Only the standard library is imported here,
+because `flows/__init__.py` calls `prepare` first thing in every stage.
 """
 
 import http.client
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LAB = Path("runs/lab")
-"""Where the lab of a checkout keeps its records, token, logs and Prefect's database; relative to the project's root."""
+"""Where the lab of a clone keeps its records, token, logs and Prefect's database; relative to the project's root."""
 
 SWITCHES = {
     # Nothing leaves the machine.
@@ -28,7 +29,7 @@ SWITCHES = {
     "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": "false",
     "PREFECT_TASKS_DEFAULT_NO_CACHE": "true",
     "PREFECT_TASKS_DISABLE_CACHING": "true",
-    # flows/lab/prefect_session.py starts a server where there is none; anything else that would is given time.
+    # flows/lab/prefect_server.py starts a server where there is none; anything else that would is given time.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     # The rest is for quiet terminals and idle processors.
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -82,7 +83,7 @@ def _avoid_home(root: Path) -> None:
 
 
 def ray_token(root: Path) -> Path:
-    """The file with the token of this checkout's Ray, made when missing and readable by its owner only."""
+    """Returns the file with the token of this clone's Ray, made when missing and readable by its owner only."""
     path = root / LAB / "ray_token"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -95,7 +96,7 @@ def ray_token(root: Path) -> Path:
 
 
 def read_record(root: Path) -> dict[str, Any] | None:
-    """The lab's record, or None where no lab was started here or its record cannot be read."""
+    """Returns the lab's record, or None where no lab was started here or its record cannot be read."""
     try:
         record = json.loads((root / LAB / "lab.json").read_bytes())
     except (OSError, ValueError):
@@ -104,7 +105,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
 
 
 def live_prefect(record: dict[str, Any]) -> str | None:
-    """The API address of the recorded Prefect server, if its process is the recorded one and it answers."""
+    """Returns the API address of the recorded Prefect server, if its process is the recorded one and it answers."""
     entry = record.get("prefect")
     if not entry or not same_process(entry) or not answers_http(entry["port"], "/api/health"):
         return None
@@ -112,7 +113,7 @@ def live_prefect(record: dict[str, Any]) -> str | None:
 
 
 def live_ray(record: dict[str, Any]) -> str | None:
-    """The address of the recorded Ray head, if its process is the recorded one and its port is open."""
+    """Returns the address of the recorded Ray head, if its process is the recorded one and its port is open."""
     entry = record.get("ray")
     if not entry or not same_process(entry) or not is_open(entry["port"]):
         return None
@@ -120,13 +121,13 @@ def live_ray(record: dict[str, Any]) -> str | None:
 
 
 def live_forkserver(record: dict[str, Any]) -> str | None:
-    """The socket of the recorded fork server, if its process is the recorded one."""
+    """Returns the socket of the recorded fork server, if its process is the recorded one."""
     entry = record.get("forkserver")
     return entry["socket"] if entry and same_process(entry) else None
 
 
 def same_process(entry: dict[str, Any]) -> bool:
-    """Whether the process `entry["pid"]` runs and is the one that was recorded, not a later one of the same number."""
+    """Returns whether the process that was recorded still runs; a later one of the same number does not count."""
     import psutil
 
     try:
@@ -137,14 +138,14 @@ def same_process(entry: dict[str, Any]) -> bool:
 
 
 def is_open(port: int) -> bool:
-    """Whether something listens on 127.0.0.1:port."""
+    """Returns whether something listens on 127.0.0.1:port."""
     with socket.socket() as probe:
         probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def answers_http(port: int, path: str) -> bool:
-    """Whether 127.0.0.1:port answers GET `path` with 200."""
+    """Returns whether 127.0.0.1:port answers GET `path` with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -153,3 +154,21 @@ def answers_http(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def is_free(port: int) -> bool:
+    """Returns whether a server could listen on 127.0.0.1:port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def any_free_port() -> int:
+    """Returns a port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

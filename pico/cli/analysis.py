@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pico.cli.common import AsJson, Group, project_root
+from pico.cli.common import AsJson, Group, clone_root
 from pico.errors import PicoError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
     from pico.analysis.engine.plugins import load_metric_files, read_metric_file
     from pico.behaviour.settings import list_behaviour
 
-    load_metric_files([*_metric_files_of_the_project(), *(read_metric_file(path) for path in file or [])])
+    load_metric_files([*_metric_files_of_the_clone(), *(read_metric_file(path) for path in file or [])])
     rows = [*list_metrics(), *list_behaviour()]
     if as_json:
         from pico.files import canonical_json
@@ -41,7 +41,7 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
     for row in rows:
         cells = (row["name"], row["definition"], ", ".join(row["applies_to"]), row["inputs"])
         table.add_row(*map(_plain, (*cells, row["target"] or "", row["source"])))
-    # Where nobody looks on, as in a pipe, a row is not broken at the 80 columns that are assumed there.
+    # In a pipe, a row is not broken at the 80 columns that are assumed there.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
@@ -89,11 +89,9 @@ def analyze(
     place = find(target, revision or [])
     name = name or place.name
     folder = out or Path("analyzed") / name
-    from rich.console import Console
-    from rich.progress import Progress
+    from pico.watch.progress import Bar
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
-        lines = {what: shown.add_task(what, total=None) for what in ("capture", "measure")}
+    with Bar(f"analyze {name}", None, "parts") as bar:
         made = analyze_place(
             place,
             settings,
@@ -102,11 +100,10 @@ def analyze(
             metrics=metrics.split(",") if metrics else DEFAULT_METRICS,
             components=components.split(","),
             files=[read_metric_file(path) for path in file or []],
-            report=lambda what, done, total: shown.update(lines[what], completed=done, total=total),
+            report=lambda step, done, total: bar.update(done, total, note=step),
         )
-        drawing = shown.add_task("draw", total=None)
+        bar.update(note="draw")
         drawn = len(write_pictures(folder, made.run, name))
-        shown.update(drawing, completed=1, total=1)
     print(f"{folder} holds {made.rows} values of {len(place.folders)} checkpoints of {name}")
     print(f"{drawn} figures are in {folder}/figures; {folder}/explorer.html shows every value")
 
@@ -151,18 +148,16 @@ def capture(
         positions=positions or 128,
     )
     folder = out or Path("captured") / default_name(place)
-    from rich.console import Console
-    from rich.progress import Progress
+    from pico.watch.progress import Bar
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
-        line = shown.add_task("capture", total=len(place.folders))
+    with Bar(f"capture {folder.name}", len(place.folders), "checkpoints") as bar:
         made = capture_place(
             place,
             folder,
             settings,
             Own(layers=chosen, batch_size=rows, positions=positions),
             tokens,
-            report=lambda done, total: shown.update(line, completed=done, total=total),
+            report=bar.update,
         )
     steps = f"step {made[0].step}" if len(made) == 1 else f"{len(made)} checkpoints"
     print(f"{folder} holds the learning dynamics of {steps}; measure them with: pico analyze {folder}")
@@ -174,13 +169,13 @@ def _plain(text: str) -> Any:
     return Text(text)  # square brackets in a definition are not markup
 
 
-def _metric_files_of_the_project() -> "tuple[MetricFile, ...]":
-    """Those that params.yaml names, where the current folder is in a project."""
+def _metric_files_of_the_clone() -> "tuple[MetricFile, ...]":
+    """Returns the files that params.yaml names, where the current folder is in a clone."""
     from pico.analysis.engine.plugins import read_metric_files
     from pico.config import load_params
 
     try:
-        root = project_root()
+        root = clone_root()
     except PicoError:
         return ()
     return read_metric_files(load_params(root / "params.yaml").analysis.files, root)

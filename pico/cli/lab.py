@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pico.cli.common import Group, project_root
+from pico.cli.common import Group, clone_root
 from pico.errors import PicoError
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="the first free one", metavar="N")]
@@ -18,18 +18,17 @@ app = typer.Typer(cls=Group)
 @app.command()
 def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = None) -> None:
     """Start the lab, which all stages then share, on loopback: a Prefect server, a Ray head and a fork server."""
-    root = project_root()
-    from flows.lab.ports import Ports
+    root = clone_root()
     from flows.lab.services import up as start
 
-    start(root, Ports(prefect_port, ray_port, dashboard_port))
+    start(root, {"prefect": prefect_port, "ray": ray_port, "dashboard": dashboard_port})
     _show_status(root)
 
 
 @app.command()
 def down() -> None:
-    """Stop the lab: what `pico up` started in this checkout, and nothing else."""
-    root = project_root()
+    """Stop the lab: what `pico up` started in this clone, and nothing else."""
+    root = clone_root()
     from flows.lab.services import down as stop
 
     stopped = stop(root)
@@ -39,7 +38,7 @@ def down() -> None:
 @app.command()
 def status(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only set the exit status.")] = False) -> None:
     """Show what of the lab is up, and where; the exit status is 0 if all of it is, 3 if not."""
-    root = project_root()
+    root = clone_root()
     if not quiet:
         _show_status(root)
     from flows.lab.services import status as lab_status
@@ -51,7 +50,7 @@ def status(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only set t
 @app.command()
 def ui() -> None:
     """Show the address of Prefect's UI, and open it where there is a display."""
-    root = project_root()
+    root = clone_root()
     from flows.lab.services import status as lab_status
 
     url = lab_status(root)["prefect"]

@@ -12,8 +12,7 @@ import psutil
 import pytest
 from lab_project import make_project, run_python
 
-from flows.lab.environment import LAB, read_record
-from flows.lab.ports import Ports, is_free
+from flows.lab.environment import LAB, is_free, read_record
 from flows.lab.ray_session import ray_folder
 from flows.lab.services import down, status, up
 from pico.errors import PicoError
@@ -25,7 +24,7 @@ def test_a_port_in_use_is_refused_by_number_and_nothing_is_started(project: Path
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(PicoError, match=rf"(?s)port {port} is in use.*--prefect-port"):
-            up(project, Ports(prefect=port))
+            up(project, {"prefect": port})
         assert not is_free(port)
     assert read_record(project) is None
 

@@ -39,18 +39,17 @@ def work():
 def body(stage):
     stage.logger.info("at work on %s", stage.model)
     work()
-    stage.table("test-table", [{{"a": 1}}], "a table")
-    stage.markdown("test-text", "# text")
+    stage.table("test_Table", [{{"a": 1}}], "a table")
     stage.link("test-link", "params.yaml", "a file")
-    with stage.progress("test-progress") as update:
-        update(0.5)
-        update(1.0)
+    with stage.progress(2, "pages") as bar:
+        bar.fraction(0.5)
+        bar.advance()
     if KIND == "on_ray":
         import ray
         with stage.ray():
             print("RAY", ray.get_runtime_context().gcs_address, flush=True)
 
-run("{kind}", body)
+run("{kind}", body, per_model=KIND == "ok")
 '''
 
 Api = Callable[[str, dict[str, Any]], Any]
@@ -80,7 +79,10 @@ def test_a_domain_error_is_found_in_what_wraps_it(wrap: str) -> None:
 
 
 def test_wrong_arguments_end_with_2_before_prefect_starts(project: Path) -> None:
-    assert run_python(project, write_flow(project, "ok"), "--nonsense").returncode == 2
+    for arguments in (["--model", "tiny", "--nonsense"], []):
+        result = run_python(project, write_flow(project, "ok"), *arguments)
+        assert result.returncode == 2
+        assert "usage: python -m flows ok" in result.stderr
 
 
 def test_an_unknown_model_is_refused_by_name(project: Path) -> None:
@@ -98,7 +100,10 @@ def test_a_stage_is_seen_with_name_tags_and_artifacts(lab: Path, prefect_api: Ap
     assert (run["name"], run["state_type"]) == ("ok-tiny", "COMPLETED")
     assert {"model:tiny", "scale:laptop"} <= set(run["tags"])
     artifacts = prefect_api("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    assert {artifact["key"] for artifact in artifacts} == {"test-table", "test-text", "test-link", "test-progress"}
+    found = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    assert found.keys() == {"test-table", "test-link", "ok-tiny-progress"}
+    assert found["ok-tiny-progress"] == 100
+    assert "ok tiny: 2/2 pages" in result.stderr
 
 
 @pytest.mark.slow
