@@ -185,6 +185,8 @@ def _become(request: dict[str, Any], set_by_imports: dict[str, str], leaving: "_
     for name in [name for name in sys.modules if name.split(".")[0] in ("flows", "pico")]:
         del sys.modules[name]  # what this process needed of the project; the stage takes its own from the disk
     importlib.invalidate_caches()
+    if configuration := sys.modules.get("prefect.logging.configuration"):
+        configuration.setup_logging(incremental=False)  # its console has seen the server's log, not this terminal
     sys.path[0] = request["folder"]
     sys.argv = [f"flows.{stage}", *arguments]
     try:
