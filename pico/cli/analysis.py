@@ -1,4 +1,4 @@
-"""`pico metrics`, `analyze`, `capture`: checkpoints of any model, and what is measured of them."""
+"""`pico metrics`, `analyze`, `capture`: measurements of checkpoints of any model."""
 
 import os
 import sys
@@ -13,6 +13,8 @@ from pico.errors import PicoError
 if TYPE_CHECKING:
     from pico.analysis.engine.plugins import MetricFile
 
+PANEL = "Checkpoints of any model, in a clone or elsewhere"
+
 app = typer.Typer(cls=Group)
 
 Files = Annotated[
@@ -20,7 +22,7 @@ Files = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def metrics(file: Files = None, as_json: AsJson = False) -> None:
     """List all metrics: definition, valid inputs, what they compare with, source."""
     from pico.analysis.engine.listing import list_metrics
@@ -45,24 +47,30 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def analyze(
     target: Annotated[str, typer.Argument(metavar="PATH_OR_HUB_ID", help="A run, a model's folder, or owner/name.")],
-    revision: Annotated[list[str] | None, typer.Option(help="Of a hub id: step1000, or NAME=STEP; repeatable.")] = None,
+    revision: Annotated[
+        list[str] | None, typer.Option(help="For a hub id: step1000, or NAME=STEP; repeatable.")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(help="Names, separated by commas; see pico metrics.")] = None,
     components: Annotated[str, typer.Option(help="Names, separated by commas.")] = "simple,ov_circuit",
     layers: Annotated[str, typer.Option(help="all, or numbers and ranges: 0-3,8")] = "all",
-    modules: Annotated[str | None, typer.Option(help="Which modules are captured, separated by commas.")] = None,
+    modules: Annotated[str | None, typer.Option(help="Modules to capture, separated by commas.")] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture states on.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Sequences of the batch.")] = 16,
-    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of each.")] = None,
-    positions: Annotated[int, typer.Option(min=1, help="Positions of each that are kept.")] = 128,
-    mapping: Annotated[Path | None, typer.Option(help="Where an unknown architecture keeps its projections.")] = None,
-    tokens_per_step: Annotated[int, typer.Option(min=0, help="For the table's column `tokens`.")] = 0,
+    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of each sequence.")] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Positions of each sequence that are kept.")] = 128,
+    mapping: Annotated[
+        Path | None, typer.Option(help="A file that names the projections of an unknown architecture.")
+    ] = None,
+    tokens_per_step: Annotated[
+        int, typer.Option(min=0, help="Tokens of one training step, for the table's column `tokens`.")
+    ] = 0,
     file: Files = None,
-    name: Annotated[str | None, typer.Option(help="What the table calls the model.")] = None,
-    out: Annotated[Path | None, typer.Option(show_default="analyzed/NAME", help="Where the results go.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the table.")] = None,
+    out: Annotated[Path | None, typer.Option(show_default="analyzed/NAME", help="Folder for the results.")] = None,
 ) -> None:
     """Analyze anybody's checkpoints: a pico run, the published Pico layout, or a Hugging Face causal LM."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
@@ -108,26 +116,31 @@ def analyze(
     print(f"{drawn} figures are in {folder}/figures; {folder}/explorer.html shows every value")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def capture(
     target: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, a run, a model's folder, owner/name.")
     ],
-    out: Annotated[Path | None, typer.Option(show_default="captured/NAME", help="Where the results go.")] = None,
-    tokens: Annotated[Path, typer.Option(help="Of a pico run: the tokens that it was trained on.")] = Path(
+    out: Annotated[Path | None, typer.Option(show_default="captured/NAME", help="Folder for the results.")] = None,
+    tokens: Annotated[Path, typer.Option(help="For a pico run: the tokens that it was trained on.")] = Path(
         "data/tokens"
     ),
-    modules: Annotated[str | None, typer.Option(help="Which modules are captured, separated by commas.")] = None,
+    modules: Annotated[str | None, typer.Option(help="Modules to capture, separated by commas.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, show_default="the run's own, or 16", help="Sequences.")] = None,
     positions: Annotated[
-        int | None, typer.Option(min=1, show_default="the run's own, or 128", help="Positions of each that are kept.")
+        int | None,
+        typer.Option(min=1, show_default="the run's own, or 128", help="Positions of each sequence that are kept."),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture on instead.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of a text's row.")] = None,
-    layers: Annotated[str, typer.Option(help="Of a text: all, or numbers and ranges: 0-3,8")] = "all",
-    mapping: Annotated[Path | None, typer.Option(help="Where an unknown architecture keeps its projections.")] = None,
-    revision: Annotated[list[str] | None, typer.Option(help="Of a hub id: step1000, or NAME=STEP; repeatable.")] = None,
+    layers: Annotated[str, typer.Option(help="With a text: all, or numbers and ranges: 0-3,8")] = "all",
+    mapping: Annotated[
+        Path | None, typer.Option(help="A file that names the projections of an unknown architecture.")
+    ] = None,
+    revision: Annotated[
+        list[str] | None, typer.Option(help="For a hub id: step1000, or NAME=STEP; repeatable.")
+    ] = None,
 ) -> None:
     """Capture learning dynamics of checkpoints afterwards: of a pico run, bit for bit as training does."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported

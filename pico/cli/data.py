@@ -13,7 +13,10 @@ app = typer.Typer(cls=Group, help="Look up the training data: which text was see
 TOKENS = Path("data/tokens")
 
 Run = Annotated[
-    str | None, typer.Option(show_default="as in params.yaml", help="A model of the suite, or the folder of a run.")
+    str | None,
+    typer.Option(
+        show_default="as in params.yaml", metavar="MODEL", help="A model of the suite, or the folder of a run."
+    ),
 ]
 
 
@@ -41,7 +44,7 @@ def data_show(
 
 @app.command("find")
 def data_find(
-    text: Annotated[str, typer.Argument(help="The text to look for, to the letter.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text to look for, to the letter.")],
     run: Run = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 20,
     as_json: AsJson = False,

@@ -14,13 +14,17 @@ from pico.errors import PicoError
 if TYPE_CHECKING:
     from pico.config import Params
 
+PANEL = "Settings and data of a clone"
+
 app = typer.Typer(cls=Group)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def scale(
-    name: Annotated[str, typer.Argument(help="A file of conf/scale/, without its ending.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as optimizer.lr=0.001.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/scale/, without its ending.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Hydra overrides, such as optimizer.lr=0.001.")
+    ] = None,
 ) -> None:
     """Write params.yaml for a scale, as `dvc exp run -S scale=NAME` does, for plain `dvc repro`."""
     root = clone_root()
@@ -30,9 +34,11 @@ def scale(
     print(f"params.yaml {verb} scale {name}: models {', '.join(params.suite.models)}")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def params(
-    key: Annotated[str | None, typer.Argument(help="Only this part, such as optimizer or models.tiny.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Only this part, such as optimizer or models.tiny.")
+    ] = None,
 ) -> None:
     """Check params.yaml, and print the settings in force."""
     root = clone_root()
@@ -54,13 +60,14 @@ def params(
         print(values)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def plan(
     setting: Annotated[
-        list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="As of dvc exp run: scale=paper; repeatable.")
+        list[str] | None,
+        typer.Option("-S", metavar="KEY=VALUE", help="As for dvc exp run, such as scale=paper; repeatable."),
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="h100, h200, a100-80, ..., or cpu for this machine.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, show_default="training.workers", help="How many.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, show_default="training.workers", help="Number of GPUs.")] = None,
     mfu: Annotated[float | None, typer.Option(show_default="0.4, or 0.3 on a CPU", help="Share of the peak.")] = None,
     as_json: AsJson = False,
 ) -> None:
