@@ -15,7 +15,7 @@ from pico.train.run import pretrain as pretrain_model
 from pico.train.run import run_folder
 from pico.train.spec import RunSpec, run_spec
 from pico.watch.live import watched
-from pico.watch.progress import Display, mfu_of
+from pico.watch.progress import Display
 
 TOKENS = Path("data/tokens")
 PUBLISHED = "published.json"
@@ -30,8 +30,7 @@ def train(stage: Stage, spec: RunSpec) -> Path:
         stage.progress(spec.training.steps, "steps") as bar,
         watched(stage.params.live, spec.model, stage.params.suite.scale) as watch,
     ):
-        mfu = mfu_of(spec.decoder, stage.params.packing.seq_len, stage.device(), spec.training)
-        display = Display(bar, warn=stage.logger.warning, mfu=mfu)
+        display = Display(bar, warn=stage.logger.warning)
 
         def show(event: dict[str, Any]) -> None:
             display.show(event)

@@ -4,16 +4,12 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from pico.config import Training
-    from pico.model import DecoderConfig
 
 LOG_SECONDS = 30.0
 """Least time between two lines where there is no terminal."""
@@ -88,7 +84,7 @@ class Bar:
     def update(self, done: float | None = None, total: float | None = None, *, note: str | None = None) -> None:
         """Sets what is done, of how much, and the note; None leaves it as it is. A new total begins a new rate."""
         note = self._task.fields["note"] if note is None else note
-        self.progress.update(self._task.id, completed=done, total=total, note=note)
+        self.progress.update(self._task.id, completed=done, total=total, description=self.description, note=note)
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
             self._write_line()
@@ -104,6 +100,10 @@ class Bar:
     def fraction(self, share: float) -> None:
         """Sets what is done as a fraction of the total."""
         self.update(share * (self._task.total or 0.0))
+
+    def pause(self, other: str) -> None:
+        """Shows that something else is done for a moment, until the next update. A log does not have it."""
+        self.progress.update(self._task.id, description=f"{self.description} ({other})")
 
     def figures(self, task: Task) -> str:
         """Returns what a bar and a line say beside the description."""
@@ -148,11 +148,10 @@ class Display:
     Args:
         bar: of the steps.
         warn: receives the run's warnings.
-        mfu: turns tokens a second into MFU, for events that do not have it; see `mfu_of`.
     """
 
-    def __init__(self, bar: Bar, *, warn: Callable[[str], None], mfu: Callable[[float], float] | None = None) -> None:
-        self.bar, self.warn, self.mfu = bar, warn, mfu
+    def __init__(self, bar: Bar, *, warn: Callable[[str], None]) -> None:
+        self.bar, self.warn = bar, warn
         self._heldout = ""
 
     def show(self, event: dict[str, Any]) -> None:
@@ -162,31 +161,15 @@ class Display:
         elif "start" in event:
             self.bar.update(event["start"], event["steps"])
         elif "capturing" in event:
-            self.bar.update(note=f"capturing learning dynamics of step {event['capturing']}")
+            self.bar.pause(f"capturing learning dynamics of step {event['capturing']}")
         elif "step" in event:
             self.bar.update(event["step"], note=self._note(event))
 
     def _note(self, event: dict[str, Any]) -> str:
-        speed = event["tokens_per_second"]
-        note = [f"loss {event['loss']:.3f}", f"lr {event['learning_rate']:.1e}", f"{speed:,.0f} tokens/s"]
-        share = event["mfu"] if "mfu" in event else self.mfu and self.mfu(speed)
-        if share is not None:
-            note.append(f"MFU {share:.0%}")
+        note = [f"loss {event['loss']:.3f}", f"lr {event['learning_rate']:.1e}"]
+        note.append(f"{event['tokens_per_second']:,.0f} tokens/s")
+        if "mfu" in event:
+            note.append(f"MFU {event['mfu']:.0%}")
         if "heldout_loss" in event:
             self._heldout = f"held-out {event['heldout_loss']:.3f}"
         return "  ".join([*note, self._heldout]).rstrip()
-
-
-def mfu_of(decoder: "DecoderConfig", seq_len: int, device: str, training: "Training") -> Callable[[float], float]:
-    """Returns the function that turns tokens a second of all workers into MFU; see pico.model.flops.
-
-    The peak of a device that is in no table is measured now, in about 0.2 s: call it before training begins.
-    """
-    import torch
-
-    from pico.model.flops import find_peak, training_flops_per_token
-    from pico.spread import with_threads
-
-    peak = with_threads(find_peak, (torch.device(device), training.precision), training.threads_per_worker).flops
-    flops = training_flops_per_token(decoder, seq_len)
-    return lambda tokens_per_second: tokens_per_second * flops / (peak * training.workers)

@@ -5,10 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from pico.config import load_params
 from pico.train.run import pretrain
 from pico.watch.events import EventReader, EventWriter
-from pico.watch.progress import Bar, Display, mfu_of
+from pico.watch.progress import Bar, Display
 
 from .conftest import make_spec
 
@@ -16,7 +15,7 @@ START = {"start": 0, "steps": 400, "tokens_per_step": 512}
 STEP = {"step": 400, "loss": 2.3456, "learning_rate": 3e-3, "tokens_per_second": 12345.6, "mfu": 0.421}
 
 
-def shown(events, *, terminal: bool, mfu=None) -> str:
+def shown(events, *, terminal: bool) -> str:
     out = io.StringIO()
 
     def log(line: str) -> None:
@@ -25,7 +24,7 @@ def shown(events, *, terminal: bool, mfu=None) -> str:
     with Bar(
         "pretrain tiny", None, "steps", log=log, console=Console(file=out, force_terminal=terminal, width=150)
     ) as bar:
-        display = Display(bar, warn=log, mfu=mfu)
+        display = Display(bar, warn=log)
         for event in events:
             display.show(event)
         if terminal:
@@ -43,27 +42,11 @@ def test_step_loss_rate_speed_and_time_left_are_shown(terminal, monkeypatch):
     assert terminal or "left" in text
 
 
-def test_mfu_is_worked_out_where_the_event_does_not_have_it():
-    without = {key: value for key, value in STEP.items() if key != "mfu"}
-    assert "MFU" not in shown([START, without], terminal=False)
-    assert "MFU 25%" in shown(
-        [START, without], terminal=False, mfu=lambda tokens_per_second: tokens_per_second / 49382.4
-    )
-
-
-def test_mfu_is_tokens_a_second_times_flops_a_token_by_the_peak_of_all_workers(monkeypatch):
-    from pico.model.flops import Peak, training_flops_per_token
-
-    monkeypatch.setattr("pico.model.flops.find_peak", lambda device, precision: Peak(1e12, published=False))
-    spec = make_spec()
-    training = load_params().training.model_copy(update={"workers": 2})
-    expected = 1000 * training_flops_per_token(spec.decoder, 16) / 2e12
-    assert mfu_of(spec.decoder, 16, "cpu", training)(1000) == pytest.approx(expected)
-
-
 def test_warnings_and_captures_are_shown():
     assert "loss spike" in shown([START, {"warning": "loss spike"}], terminal=False)
-    assert "capturing learning dynamics of step 8" in shown([START, {"capturing": 8}], terminal=True)
+    events = [START, STEP | {"step": 8}, {"capturing": 8}]
+    assert "capturing learning dynamics of step 8" in shown(events, terminal=True)
+    assert "loss 2.346" in shown(events, terminal=False), "the last line is about training"
 
 
 def test_a_bar_says_the_same_in_a_terminal_and_in_a_log_and_publishes_the_fraction(monkeypatch):
