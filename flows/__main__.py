@@ -45,7 +45,7 @@ def main() -> NoReturn:
 
 def _connect(root: Path) -> socket.socket | None:
     """Connects to the fork server of this clone's lab. Returns None where there is none."""
-    path = live_forkserver(read_record(root) or {})
+    path = live_forkserver(read_record(root))
     if not path:
         return None
     server = socket.socket(socket.AF_UNIX)

@@ -13,7 +13,6 @@ from pico.config import Params
 from pico.errors import PicoError
 from pico.evaluation.choose import choose_steps
 from pico.files import publishing, read_json, sha256_file, working_folder, write_json
-from pico.identity import identity as made_by
 from pico.spread import spread
 
 if TYPE_CHECKING:
@@ -101,7 +100,11 @@ def score(
 
 
 def identity(params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str) -> dict[str, Any]:
-    """Returns all that the answers depend on: weights, held-out text, tokenizer, requests, settings, code."""
+    """All that the answers depend on: weights, held-out text, tokenizer, requests, settings, code."""
+    import pico.evaluation
+    import pico.model
+
+    code = [Path(package.__file__ or "").parent for package in (pico.evaluation, pico.model)]
     tokens = DATA / "tokens"
     data = [*sorted((tokens / HELDOUT).glob("*.parquet")), *sorted((tokens / "tokenizer").glob("*.json"))]
     return {
@@ -110,7 +113,7 @@ def identity(params: Params, chosen: list[Checkpoint], benchmarks: "list[Benchma
         "requests": {benchmark.name: benchmark.requests for benchmark in benchmarks},
         "settings": params.evaluation.model_dump(),
         "device": device,
-        "made by": made_by("pico.evaluation.parts"),
+        "code": [sha256_file(path) for folder in code for path in sorted(folder.rglob("*.py"))],
     }
 
 

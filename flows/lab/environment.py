@@ -15,6 +15,9 @@ from typing import Any
 LAB = Path("runs/lab")
 """Where the lab of a clone keeps its records, token, logs and Prefect's database; relative to the project's root."""
 
+RAY_READY = "ray_current_cluster"
+"""The file that Ray writes into its folder once it is ready."""
+
 SWITCHES = {
     # Nothing leaves the machine.
     "DO_NOT_TRACK": "1",
@@ -64,7 +67,7 @@ def prepare(root: Path | None = None) -> None:
     os.environ.setdefault("PREFECT_HOME", str(root / LAB / "prefect"))
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     _avoid_home(root)
-    if "PREFECT_API_URL" not in os.environ and (lab := read_record(root)) and (url := live_prefect(lab)):
+    if "PREFECT_API_URL" not in os.environ and (url := live_prefect(read_record(root))):
         os.environ["PREFECT_API_URL"] = url
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for all its name: Ray then listens on loopback alone
@@ -95,13 +98,13 @@ def ray_token(root: Path) -> Path:
     return path
 
 
-def read_record(root: Path) -> dict[str, Any] | None:
-    """Returns the lab's record, or None where no lab was started here or its record cannot be read."""
+def read_record(root: Path) -> dict[str, Any]:
+    """Returns the lab's record; an empty one where no lab was started here or its record cannot be read."""
     try:
         record = json.loads((root / LAB / "lab.json").read_bytes())
     except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def live_prefect(record: dict[str, Any]) -> str | None:
@@ -113,17 +116,20 @@ def live_prefect(record: dict[str, Any]) -> str | None:
 
 
 def live_ray(record: dict[str, Any]) -> str | None:
-    """Returns the address of the recorded Ray head, if its process is the recorded one and its port is open."""
+    """Returns the address of the recorded Ray head, if its process is the recorded one and it is ready."""
     entry = record.get("ray")
-    if not entry or not same_process(entry) or not is_open(entry["port"]):
+    if not entry or not same_process(entry) or not Path(entry["folder"], RAY_READY).exists():
         return None
-    return f"127.0.0.1:{entry['port']}"
+    return f"127.0.0.1:{entry['port']}" if is_open(entry["port"]) else None
 
 
 def live_forkserver(record: dict[str, Any]) -> str | None:
-    """Returns the socket of the recorded fork server, if its process is the recorded one."""
+    """Returns the socket of the recorded fork server, if its process is the recorded one and it listens.
+
+    It does so before it has imported everything; who comes early waits.
+    """
     entry = record.get("forkserver")
-    return entry["socket"] if entry and same_process(entry) else None
+    return entry["socket"] if entry and same_process(entry) and Path(entry["socket"]).exists() else None
 
 
 def same_process(entry: dict[str, Any]) -> bool:

@@ -109,12 +109,10 @@ def shorten_tracebacks() -> None:
 
     for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", ""):
         for handler in logging.getLogger(name).handlers:
-            if any(isinstance(known, _WithoutTraceback) for known in handler.filters):
-                continue
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=False))
-            elif isinstance(handler, APILogHandler):
-                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=True))
+            known = any(isinstance(one, _WithoutTraceback) for one in handler.filters)
+            if isinstance(handler, PrefectConsoleHandler | APILogHandler) and not known:
+                only_domain_errors = isinstance(handler, APILogHandler)
+                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=only_domain_errors))
 
 
 class _WithoutTraceback(logging.Filter):

@@ -33,8 +33,7 @@ def ray_session(root: Path) -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    record = read_record(root)
-    address = os.environ.get("RAY_ADDRESS") or (live_ray(record) if record else None)
+    address = os.environ.get("RAY_ADDRESS") or live_ray(read_record(root))
     folder = None
     if not address:
         folder = ray_folder(root, str(os.getpid()))

@@ -14,11 +14,10 @@ from typing import Any
 
 from flows.lab.environment import (
     LAB,
+    RAY_READY,
     SWITCHES,
-    answers_http,
     any_free_port,
     is_free,
-    is_open,
     live_forkserver,
     live_prefect,
     live_ray,
@@ -50,7 +49,7 @@ def up(root: Path, ports: Mapping[str, int | None] | None = None) -> Record:
     """
     root = _project(root)
     with _locked(root):
-        record = read_record(root) or {}
+        record = read_record(root)
         missing = [name for name, live in LIVE.items() if not live(record)]
         if "prefect" in missing and "forkserver" not in missing:  # it has the old server's address
             missing.append("forkserver")
@@ -76,13 +75,13 @@ def down(root: Path) -> list[str]:
     """Stops what `up` started in this clone, and nothing else. Returns the names of the services that were running."""
     root = _project(root)
     with _locked(root):
-        record = read_record(root) or {}
+        record = read_record(root)
         return _stop(root, record, list(LIVE))
 
 
 def status(root: Path) -> dict[str, str | None]:
     """Returns the addresses of `prefect`, `ray`, `dashboard` and `forkserver`; None for each that does not answer."""
-    record = read_record(_project(root)) or {}
+    record = read_record(_project(root))
     api, ray = live_prefect(record), live_ray(record)
     return {
         "prefect": api and api.removesuffix("/api"),
@@ -126,17 +125,11 @@ def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[s
                 where=f"--{name}-port {asked}",
                 mend=f"stop that program, or name another: pico up --{name}-port N (without it, a free one is found)",
             )
-        chosen[name] = asked or _free_port(first, set(chosen.values()))
+        free = (port for port in range(first, first + 200) if port not in chosen.values() and is_free(port))
+        if (port := asked or next(free, None)) is None:
+            raise PicoError(f"no port from {first} to {first + 199} is free", mend=f"name one: pico up --{name}-port N")
+        chosen[name] = port
     return chosen
-
-
-def _free_port(first: int, taken: set[int]) -> int:
-    for port in range(first, first + 200):
-        if port not in taken and is_free(port):
-            return port
-    raise PicoError(
-        f"no free port between {first} and {first + 199}", mend="stop some servers, or name one: pico up --help"
-    )
 
 
 def _holder(port: int) -> str:
@@ -171,7 +164,7 @@ def _start_prefect(root: Path, ports: dict[str, int], record: Record) -> tuple[s
 
 def _start_ray(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
     folder = ray_folder(root, "lab")
-    (folder / "ray_current_cluster").unlink(missing_ok=True)  # Ray writes it once it is ready
+    (folder / RAY_READY).unlink(missing_ok=True)
     environment = _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(ray_token(root)))
     environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for all its name: Ray then listens on loopback alone
     command = [
@@ -217,21 +210,13 @@ def _await_health(root: Path, record: Record, started: dict[str, subprocess.Pope
     waiting = dict(started)
     while waiting:
         for name, process in list(waiting.items()):
-            if _is_healthy(name, record[name]):
+            if LIVE[name](record):
                 del waiting[name]
             elif process.poll() is not None:
                 raise _failure(root, name, f"ended with status {process.returncode} while starting")
             elif time.monotonic() > deadline:
                 raise _failure(root, name, f"did not answer within {START_SECONDS} seconds")
         time.sleep(0.1)
-
-
-def _is_healthy(name: str, entry: Record) -> bool:
-    if name == "prefect":
-        return answers_http(entry["port"], "/api/health")
-    if name == "forkserver":  # it listens first; who comes before it has imported everything waits
-        return Path(entry["socket"]).exists()
-    return Path(entry["folder"], "ray_current_cluster").exists() and is_open(entry["port"])
 
 
 def _failure(root: Path, name: str, what: str) -> PicoError:

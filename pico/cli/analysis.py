@@ -13,6 +13,7 @@ from pico.errors import PicoError
 if TYPE_CHECKING:
     from pico.analysis.engine.plugins import MetricFile
 
+TOKENS = Path("data/tokens")
 PANEL = "Checkpoints of any model, in a clone or elsewhere"
 
 app = typer.Typer(cls=Group)
@@ -20,6 +21,14 @@ app = typer.Typer(cls=Group)
 Files = Annotated[
     list[Path] | None, typer.Option("--file", help="A Python file of your own metrics and components; repeatable.")
 ]
+Revision = Annotated[
+    list[str] | None, typer.Option(help="For a hub id: a revision such as step1000, or NAME=STEP; repeatable.")
+]
+Modules = Annotated[str | None, typer.Option(help="Modules to capture, separated by commas.")]
+Text = Annotated[Path | None, typer.Option(help="Text to capture states on: UTF-8, or Parquet with input_ids.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")]
+SeqLen = Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of each sequence of a text.")]
+Mapping = Annotated[Path | None, typer.Option(help="A file that names the projections of an unknown architecture.")]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -50,23 +59,19 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=PANEL)
 def analyze(
     target: Annotated[str, typer.Argument(metavar="PATH_OR_HUB_ID", help="A run, a model's folder, or owner/name.")],
-    revision: Annotated[
-        list[str] | None, typer.Option(help="For a hub id: step1000, or NAME=STEP; repeatable.")
-    ] = None,
+    revision: Revision = None,
     metrics: Annotated[str | None, typer.Option(help="Names, separated by commas; see pico metrics.")] = None,
     components: Annotated[str, typer.Option(help="Names, separated by commas.")] = "simple,ov_circuit",
     layers: Annotated[str, typer.Option(help="all, or numbers and ranges: 0-3,8")] = "all",
-    modules: Annotated[str | None, typer.Option(help="Modules to capture, separated by commas.")] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture states on.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
+    modules: Modules = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
     rows: Annotated[int, typer.Option(min=1, help="Sequences of the batch.")] = 16,
-    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of each sequence.")] = None,
+    seq_len: SeqLen = None,
     positions: Annotated[int, typer.Option(min=1, help="Positions of each sequence that are kept.")] = 128,
-    mapping: Annotated[
-        Path | None, typer.Option(help="A file that names the projections of an unknown architecture.")
-    ] = None,
+    mapping: Mapping = None,
     tokens_per_step: Annotated[
-        int, typer.Option(min=0, help="Tokens of one training step, for the table's column `tokens`.")
+        int, typer.Option(min=0, help="Tokens of a training step, for the table's column `tokens`.")
     ] = 0,
     file: Files = None,
     name: Annotated[str | None, typer.Option(help="The model's name in the table.")] = None,
@@ -122,25 +127,18 @@ def capture(
         str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, a run, a model's folder, owner/name.")
     ],
     out: Annotated[Path | None, typer.Option(show_default="captured/NAME", help="Folder for the results.")] = None,
-    tokens: Annotated[Path, typer.Option(help="For a pico run: the tokens that it was trained on.")] = Path(
-        "data/tokens"
-    ),
-    modules: Annotated[str | None, typer.Option(help="Modules to capture, separated by commas.")] = None,
+    tokens: Annotated[Path, typer.Option(help="For a pico run: the tokens that it was trained on.")] = TOKENS,
+    modules: Modules = None,
     rows: Annotated[int | None, typer.Option(min=1, show_default="the run's own, or 16", help="Sequences.")] = None,
     positions: Annotated[
-        int | None,
-        typer.Option(min=1, show_default="the run's own, or 128", help="Positions of each sequence that are kept."),
+        int | None, typer.Option(min=1, show_default="the run's own, or 128", help="Positions of each that are kept.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture on instead.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of a text's row.")] = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
+    seq_len: SeqLen = None,
     layers: Annotated[str, typer.Option(help="With a text: all, or numbers and ranges: 0-3,8")] = "all",
-    mapping: Annotated[
-        Path | None, typer.Option(help="A file that names the projections of an unknown architecture.")
-    ] = None,
-    revision: Annotated[
-        list[str] | None, typer.Option(help="For a hub id: step1000, or NAME=STEP; repeatable.")
-    ] = None,
+    mapping: Mapping = None,
+    revision: Revision = None,
 ) -> None:
     """Capture learning dynamics of checkpoints afterwards: of a pico run, bit for bit as training does."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported

@@ -23,7 +23,7 @@ def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = 
     from flows.lab.services import status as lab_status
     from flows.lab.services import up as start
 
-    if missing := [LABELS[name] for name, address in lab_status(root).items() if not address]:
+    if missing := [SERVICES[name][0] for name, address in lab_status(root).items() if not address]:
         print(f"starting: {', '.join(missing)} (about 15 seconds)", file=sys.stderr)
     start(root, {"prefect": prefect_port, "ray": ray_port, "dashboard": dashboard_port})
     _show(lab_status(root))
@@ -68,18 +68,17 @@ def ui() -> None:
         webbrowser.open(url)
 
 
-LABELS = {"prefect": "Prefect UI", "ray": "Ray head", "dashboard": "Ray dashboard", "forkserver": "Fork server"}
-USES = {
-    "prefect": "flow runs, logs, tables and progress of all stages",
-    "ray": "spreads the work of stages over processes",
-    "dashboard": "Ray's tasks, workers and memory",
-    "forkserver": "starts a stage in half a second",
+SERVICES = {
+    "prefect": ("Prefect UI", "flow runs, logs, tables and progress of all stages"),
+    "ray": ("Ray head", "spreads the work of stages over processes"),
+    "dashboard": ("Ray dashboard", "Ray's tasks, workers and memory"),
+    "forkserver": ("Fork server", "starts a stage in half a second"),
 }
 
 
 def _show(addresses: dict[str, str | None]) -> None:
-    for name, address in addresses.items():
-        shown = "up" if name == "forkserver" and address else address or "not up"
-        print(f"{LABELS[name]:<14} {shown:<22} {USES[name]}")
+    for name, (label, use) in SERVICES.items():
+        shown = "up" if name == "forkserver" and addresses[name] else addresses[name] or "not up"
+        print(f"{label:<14} {shown:<22} {use}")
     if None in addresses.values():
         print("start what is not up with: pico up")

@@ -60,6 +60,17 @@ def write_flow(root: Path, kind: str) -> str:
     return f"{kind}.py"
 
 
+def start_waiting(root: Path) -> subprocess.Popen[bytes]:
+    """Starts a flow that waits, in a session of its own, and returns once it does."""
+    process = subprocess.Popen(
+        [sys.executable, write_flow(root, "wait")], cwd=root, env=clean_environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    return process
+
+
 def last_run(api: Api, name: str) -> dict[str, Any]:
     runs = api("flow_runs/filter", {"flows": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1})
     return runs[0]
@@ -130,16 +141,7 @@ def test_a_bug_shows_its_traceback_once(lab: Path, prefect_api: Api) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_in_order(lab: Path, prefect_api: Api, number: int, status: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, write_flow(lab, "wait")],
-        cwd=lab,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"waiting\n"
+    process = start_waiting(lab)
     os.killpg(process.pid, number)
     errors = process.communicate(timeout=30)[1].decode()
     assert process.returncode == status, errors
@@ -149,26 +151,16 @@ def test_a_signal_ends_the_run_in_order(lab: Path, prefect_api: Api, number: int
 
 def servers(root: Path) -> list[psutil.Process]:
     """The Prefect servers that run in a project's folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        if "flows.lab.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root):
-            found.append(process)
-    return found
+    return [
+        process for process in psutil.process_iter(["cmdline", "cwd"])
+        if "flows.lab.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root)
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_without_a_lab_a_stage_ends_promptly_and_leaves_no_server(project: Path, number: int, status: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, write_flow(project, "wait")],
-        cwd=project,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"waiting\n"
+    process = start_waiting(project)
     begin = time.monotonic()
     assert len(servers(project)) == 1
     os.killpg(process.pid, number)
@@ -186,6 +178,5 @@ def test_a_stage_uses_the_ray_of_the_lab(lab: Path) -> None:
     from flows.lab.environment import read_record
 
     record = read_record(lab)
-    assert record is not None
     result = run_python(lab, write_flow(lab, "on_ray"))
     assert f"RAY 127.0.0.1:{record['ray']['port']}" in result.stdout, result.stderr
