@@ -20,7 +20,7 @@ STAGES = ("fetch", "fetch_benchmarks", "prepare", "validate", "pretrain", "analy
 COLD = ("fetch",)
 """Stages that change what libraries read as they are imported: fetch may go online, all others may not."""
 ANSWER_SECONDS = 120
-"""How long the fork server may take for its own imports before the stage goes its own way."""
+"""The time that the fork server may take for its own imports before the stage goes its own way."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 

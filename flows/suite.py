@@ -26,7 +26,7 @@ from pico.errors import PicoError
 
 LOGS = Path("runs/suite")
 STOP_SECONDS = 60
-"""How long stages may take to save and leave after Ctrl-C before they are killed."""
+"""The time that stages may take to save and leave after Ctrl-C before they are killed."""
 
 
 @dataclass(frozen=True)

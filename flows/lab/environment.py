@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LAB = Path("runs/lab")
-"""Where the lab of a clone keeps its records, token, logs and Prefect's database; relative to the project's root."""
+"""The folder of a clone's lab, from its root: records, token, logs and Prefect's database."""
 
 RAY_READY = "ray_current_cluster"
 """The file that Ray writes into its folder once it is ready."""

@@ -205,7 +205,7 @@ class _Leaving:
 
     def __init__(self) -> None:
         self.status: int | None = None
-        """Of the stage that this process ran; None in the server itself."""
+        """The exit status of the stage that this process ran; None in the server itself."""
         atexit.register(self)  # before those of the libraries, so that it runs after them
 
     def __call__(self) -> None:

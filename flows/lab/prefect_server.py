@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 START_SECONDS = 180
-"""How long a server may take to answer: a cold disk, a new database and a busy machine are slow."""
+"""The time that a server may take to answer: a cold disk, a new database and a busy machine are slow."""
 UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "TRIGGERS", "PAUSE_EXPIRATIONS")
 """Services of the server that serve deployments and automations, which Pico does not use; they poll the database."""
 

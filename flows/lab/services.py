@@ -31,9 +31,9 @@ from pico.errors import PicoError
 from pico.files import write_json
 
 STOP_SECONDS = 15
-"""How long a service may take to end before it is killed."""
+"""The time that a service may take to end before it is killed."""
 Record = dict[str, Any]
-"""What is known of a service, or by service name of all of them: process, ports, places."""
+"""Process, ports and places of a service, or of all of them by name."""
 LIVE = {"prefect": live_prefect, "ray": live_ray, "forkserver": live_forkserver}
 """The services in the order in which they start: each with the function that returns its address if it is up."""
 FIRST_PORTS = {"prefect": {"prefect": 4200}, "ray": {"ray": 6379, "dashboard": 8265}, "forkserver": {}}

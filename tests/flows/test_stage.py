@@ -1,4 +1,4 @@
-"""What a stage's process does: exit statuses, messages, and what is then seen in Prefect."""
+"""The process of a stage: its exit statuses and messages, and its flow run in Prefect."""
 
 import os
 import signal
