@@ -1,4 +1,4 @@
-"""How much of the last `make repro` was orchestration: `pico up && python benchmarks/orchestration.py [--json]`.
+"""The share of the last `make repro` that was orchestration: `pico up && python -m benchmarks.orchestration [--json]`.
 
 Reads the flow runs that Prefect recorded in this checkout and the events of the training processes. For each stage:
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import flows  # noqa: F401  (sets the environment before Prefect is imported)
-from flows.lab.prefect_session import prefect_session
+from flows.lab.prefect_server import prefect_session
 from flows.lab.ray_session import ray_session
 from flows.lab.services import down, up
 from pico.spread import spread
@@ -36,7 +36,7 @@ SPREADING = ("analyze", "benchmark")
 
 
 def recorded_flow_runs() -> list[dict[str, Any]]:
-    """The flow runs of the latest walk through the graph, in order of time: name, start and end in seconds."""
+    """Returns the flow runs of the latest walk through the graph in order of time: name, start and end in seconds."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import FlowRunSort
 
@@ -54,7 +54,7 @@ def recorded_flow_runs() -> list[dict[str, Any]]:
 
 
 def training_seconds(root: Path) -> list[float]:
-    """Of each run, in order of time: seconds between the first and the last event of the training loop."""
+    """Returns the seconds between the first and the last event of the training loop, for each run in order of time."""
     found = []
     for file in sorted(root.glob("*/progress.jsonl"), key=lambda path: path.stat().st_mtime):
         events = [json.loads(line) for line in file.read_text().splitlines()]
@@ -65,14 +65,14 @@ def training_seconds(root: Path) -> list[float]:
 
 
 def import_torch(_: int) -> int:
-    """What a worker of a spreading stage has to do before any science."""
+    """Does what a worker of a spreading stage has to do before any science."""
     import torch
 
     return torch.get_num_threads()
 
 
 def ray_start_seconds() -> float:
-    """Connecting to Ray and having two workers ready; Ray's own import is the fork server's."""
+    """Measures connecting to Ray and starting two workers; Ray's own import is the fork server's."""
     import ray  # noqa: F401
 
     start = time.monotonic()
@@ -82,7 +82,7 @@ def ray_start_seconds() -> float:
 
 
 def import_seconds() -> float:
-    """A new process that imports torch."""
+    """Measures a new process that imports torch."""
     seconds = []
     for _ in range(3):
         start = time.monotonic()
@@ -92,7 +92,7 @@ def import_seconds() -> float:
 
 
 def empty_flow_seconds() -> float:
-    """A flow of three empty tasks: what Prefect takes within a stage."""
+    """Measures a flow of three empty tasks: Prefect's part of a stage."""
     from prefect import flow, task
 
     @task
@@ -113,7 +113,7 @@ def empty_flow_seconds() -> float:
 
 
 def lab_seconds() -> float:
-    """Stopping the lab and starting it again."""
+    """Measures stopping the lab and starting it again."""
     start = time.monotonic()
     down(Path.cwd())
     up(Path.cwd())

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from made_corpus import ROOT, domains_of, place, write_corpus
 
-from flows.scales import compose, write_params
+from pico.cli.settings import compose, write_params
 from pico.files import read_json, write_json
 
 INTERVAL = 1.0

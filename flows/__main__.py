@@ -20,12 +20,12 @@ STAGES = ("fetch", "fetch_benchmarks", "prepare", "validate", "pretrain", "analy
 COLD = ("fetch",)
 """Stages that change what libraries read as they are imported: fetch may go online, all others may not."""
 ANSWER_SECONDS = 120
-"""How long the fork server may take for its own imports before the stage goes its own way."""
+"""The time that the fork server may take for its own imports before the stage goes its own way."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def main() -> NoReturn:
-    """The command line of the package."""
+    """Runs the command line of the package."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in STAGES:
         print(f"usage: python -m flows STAGE [--model NAME]; a stage is one of: {', '.join(STAGES)}", file=sys.stderr)
@@ -44,8 +44,8 @@ def main() -> NoReturn:
 
 
 def _connect(root: Path) -> socket.socket | None:
-    """A connection to the fork server of this checkout's lab, or None where there is none."""
-    path = live_forkserver(read_record(root) or {})
+    """Connects to the fork server of this clone's lab. Returns None where there is none."""
+    path = live_forkserver(read_record(root))
     if not path:
         return None
     server = socket.socket(socket.AF_UNIX)
@@ -58,7 +58,7 @@ def _connect(root: Path) -> socket.socket | None:
 
 
 def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
-    """Runs the stage in a fork of the server; gives its exit status, or None where the server will not have it."""
+    """Runs the stage in a fork of the server. Returns its exit status, or None where the server refuses."""
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     server.settimeout(ANSWER_SECONDS)
     try:

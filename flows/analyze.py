@@ -1,9 +1,6 @@
 """Stage `analyze`: metrics of every checkpoint of one model: of its states, and of how it behaves."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +33,7 @@ def choose(source: Path) -> list[Checkpoint]:
 
 @task
 def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[str, Any]) -> list[Path]:
-    """Measures every layer of every checkpoint, spread over processes; keeps what an interrupted run finished."""
+    """Measures every layer of every checkpoint, spread over processes. Keeps what an interrupted run had finished."""
     if kept := len(list(folder.glob("step_*.parquet"))):
         stage.logger.info("Found %d analysed checkpoints from an earlier run", kept)
     settings, behaviour = stage.params.analysis, stage.params.behaviour
@@ -57,7 +54,7 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
         )
         return partial(measure_checkpoint, task)
 
-    with stage.ray(), _bar(stage, model) as report:
+    with stage.ray(), stage.progress(None, "layers") as bar:
         return analyze_run(
             source,
             model,
@@ -67,12 +64,12 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
             **choices,
             more=of_behaviour,
             sidecars=SIDECARS / source.parent.name,
-            report=report,
+            report=bar.update,
         )
 
 
 def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
-    """Returns the settings of params.yaml; the library's own for the rest."""
+    """Returns the library's settings, with those that params.yaml has."""
     return BehaviourSettings(
         metrics=tuple(settings.metrics),
         seed=settings.seed,
@@ -83,7 +80,7 @@ def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
 
 
 def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
-    """Returns the options of `analyze_run`; another run is a model of the same suite, or the folder of one."""
+    """Returns the options of the analysis. Another run is a model of the same suite, or the folder of one."""
     siblings = {name: source.parent / name for name in other_runs(settings.compare)}
     return {
         "layers": settings.layers,
@@ -114,7 +111,7 @@ def _watched(files: tuple[UserFile, ...]) -> tuple[UserFile, ...]:
 
 @task
 def summarize(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Returns the mean of each metric over layers, heads and splits: a row a module or circuit and type of data."""
+    """Averages each metric over layers, heads and splits: one row a module or circuit and type of data."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in read_table(folder).to_pylist():
         if row["step"] == step and row["value"] is not None and row["target_layer"] is None:
@@ -132,47 +129,9 @@ def _mean(values: list[float] | None) -> float | None:
     return float(f"{sum(values) / len(values):.4g}") if values else None
 
 
-@contextmanager
-def _bar(stage: Stage, model: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives `report(done, total)`: a bar on a terminal, lines elsewhere, and Prefect's progress artifact."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} layers/s" if task.speed else "")
-
-    announced, terminal = 0, sys.stderr.isatty()
-    columns = (
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TextColumn("layers"),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as shown,
-        stage.progress(f"analyze-progress-{model}", f"Analysis of {model}") as update,
-    ):
-        line = shown.add_task(f"analyze {model}", total=None)
-
-        def report(done: int, total: int) -> None:
-            nonlocal announced
-            shown.update(line, completed=done, total=total)
-            update(done / total)
-            if not terminal and (quarter := 4 * done // total) > announced:
-                announced = quarter
-                stage.logger.info("%s: %d of %d layers measured", model, done, total)
-
-        yield report
-
-
 def analyze(stage: Stage) -> None:
     """Measures into a working folder and publishes it as `data/analysis/SCALE/MODEL/`."""
     model, params = stage.model, stage.params
-    if model is None:
-        raise PicoError("stage analyze runs once per model", mend="give one: python -m flows.analyze --model NAME")
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
@@ -189,4 +148,4 @@ def analyze(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("analyze", analyze)
+    run("analyze", analyze, per_model=True)

@@ -1,9 +1,7 @@
 """Stage `benchmark`: held-out perplexity and benchmarks of chosen checkpoints of one model."""
 
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +20,10 @@ if TYPE_CHECKING:
 
 DATA = Path("data")
 HELDOUT = "heldout"
-"""The part of an evaluation that is no benchmark."""
+"""The part of an evaluation that is no benchmark: perplexity."""
 
 Answers = dict[tuple[int, str], Path]
-"""(step, part) -> the file with what the checkpoint said to it."""
+"""(step, part) -> the file with the checkpoint's answers."""
 
 
 @task
@@ -40,7 +38,7 @@ def choose(model: str, params: Params) -> list[Checkpoint]:
 
 @task
 def build_requests(params: Params) -> "list[Benchmark]":
-    """Makes the requests to every checkpoint: the documents, and lm-eval's prompts for them."""
+    """Builds the requests to every checkpoint: the documents, and lm-eval's prompts for them."""
     from pico.evaluation.benchmarks import Benchmark  # lm-eval takes seconds to import
 
     evaluation = params.evaluation
@@ -52,7 +50,7 @@ def build_requests(params: Params) -> "list[Benchmark]":
 
 @task
 def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", device: str, folder: Path) -> Answers:
-    """Asks every checkpoint every part, spread over processes; uses what an interrupted run left in `folder`."""
+    """Evaluates every part of every checkpoint, spread over processes. Uses what an earlier run left in `folder`."""
     parts = {HELDOUT: None} | {benchmark.name: benchmark.requests for benchmark in benchmarks}
     places = {
         (checkpoint.step, part): folder / f"{checkpoint.folder.name}-{part}.json"
@@ -69,11 +67,12 @@ def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", d
         for step, part in missing
     ]
     # A GPU is used from this process: Ray tasks would each want one of their own.
-    with nullcontext() if device == "cuda" or not calls else stage.ray(), bar(stage, len(places)) as advance:
-        advance(len(places) - len(missing))
+    on_ray = bool(calls) and device != "cuda"
+    with stage.ray() if on_ray else nullcontext(), stage.progress(len(places), "parts") as bar:
+        bar.update(len(places) - len(missing))
         for index, result in spread(evaluate_part, calls):
             write_json(places[missing[index]], result)
-            advance(1)
+            bar.advance()
     return places
 
 
@@ -98,35 +97,8 @@ def score(
     ]
 
 
-@contextmanager
-def bar(stage: Stage, total: int) -> "Iterator[Any]":
-    """Gives `advance(parts)`: a bar on a terminal, a line now and then elsewhere, and Prefect's progress artifact."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    done, announced = 0, 0
-    terminal = sys.stderr.isatty()
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as shown,
-        stage.progress(f"benchmark-progress-{stage.model}", f"Evaluation of {stage.model}") as update,
-    ):
-        line = shown.add_task(f"benchmark {stage.model}", total=total)
-
-        def advance(parts: int) -> None:
-            nonlocal done, announced
-            done += parts
-            shown.update(line, completed=done)
-            update(done / max(total, 1))
-            if not terminal and (quarter := 4 * done // max(total, 1)) > announced:
-                announced = quarter
-                stage.logger.info("%s: %d of %d parts evaluated", stage.model, done, total)
-
-        yield advance
-
-
 def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the last checkpoint's figures, one row a domain and a benchmark."""
+    """Returns the last checkpoint's figures: one row a domain and a benchmark."""
     last = results[-1]
     heldout = [
         {
@@ -151,10 +123,8 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def benchmark(stage: Stage) -> None:
-    """Asks, scores, and publishes `data/evaluation/SCALE/MODEL/results.json`."""
+    """Evaluates, scores, and publishes `data/evaluation/SCALE/MODEL/results.json`."""
     model, params = stage.model, stage.params
-    if model is None:
-        raise PicoError("stage benchmark runs once per model", mend="give one: python -m flows.benchmark --model NAME")
     device = stage.device()
     chosen = choose(model, params)
     benchmarks = build_requests(params)
@@ -170,4 +140,4 @@ def benchmark(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("benchmark", benchmark)
+    run("benchmark", benchmark, per_model=True)

@@ -24,14 +24,14 @@ ROWS_PER_DOMAIN = 1
 
 @task
 def convert(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
-    """Weights, configuration and tokenizer."""
+    """Writes weights, configuration and tokenizer."""
     meta = write_tokenizer(folder, DATA / "tokens" / "tokenizer", max_seq_len=checkpoint.config["max_seq_len"])
     write_model(folder, checkpoint, dtype=dtype, eos_id=meta["eos_id"])
 
 
 @task
 def check(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
-    """Logits against ours on held-out text; nothing is published if they differ."""
+    """Compares logits with ours on held-out text; nothing is published if they differ."""
     rows = heldout_rows(DATA / "tokens", ROWS_PER_DOMAIN)[:, :-1]
     worst = verify_export(folder, checkpoint, rows)
     return {"rows": len(rows), "tokens": rows.numel(), "largest logit difference": worst}
@@ -39,7 +39,7 @@ def check(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
 @task
 def sample(folder: Path) -> list[dict[str, str]]:
-    """Greedy continuations; one thread, because the order of a sum decides ties."""
+    """Writes greedy continuations, by one thread, because the order of a sum decides ties."""
     samples = with_threads(continuations, (folder,), 1)
     write_json(folder / "samples.json", samples)
     return samples
@@ -47,7 +47,7 @@ def sample(folder: Path) -> list[dict[str, str]]:
 
 @task
 def describe(model: str, params: Params, checkpoint: Checkpoint, folder: Path, samples: list[dict[str, str]]) -> None:
-    """The model card."""
+    """Writes the model card."""
     results = read_json(DATA / "evaluation" / params.suite.scale / model / "results.json")
     found = [entry for entry in results if entry["step"] == checkpoint.step]
     if not found:
@@ -68,10 +68,7 @@ def describe(model: str, params: Params, checkpoint: Checkpoint, folder: Path, s
 
 def export(stage: Stage) -> None:
     """Writes aside, checks, and only then publishes `data/export/SCALE/MODEL/`."""
-    model = stage.model
-    if model is None:
-        raise PicoError("stage export runs once per model", mend="give one: python -m flows.export --model NAME")
-    scale = stage.params.suite.scale
+    model, scale = stage.model, stage.params.suite.scale
     found = checkpoints(DATA / "models" / scale / model)
     if not found:
         raise PicoError(f"{model} has no checkpoint", where=str(DATA / "models" / scale / model), mend="run: dvc repro")
@@ -85,4 +82,4 @@ def export(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("export", export)
+    run("export", export, per_model=True)

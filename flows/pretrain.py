@@ -27,10 +27,10 @@ def train(stage: Stage, spec: RunSpec) -> Path:
     """Trains on Ray, or goes on where an interrupted run stopped; returns the run's folder."""
     with (
         stage.ray(),
-        stage.progress(f"pretrain-{spec.model}", f"Training {spec.model}") as update,
-        Display(spec.model, update=update, warn=stage.logger.warning) as display,
+        stage.progress(spec.training.steps, "steps") as bar,
         watched(stage.params.live, spec.model, stage.params.suite.scale) as watch,
     ):
+        display = Display(bar, warn=stage.logger.warning)
 
         def show(event: dict[str, Any]) -> None:
             display.show(event)
@@ -86,8 +86,6 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
 def pretrain(stage: Stage) -> None:
     """The whole stage."""
-    if stage.model is None:
-        raise ValueError("stage pretrain needs --model")
     spec = run_spec(stage.params, stage.model)
     out = Path("data/models") / stage.params.suite.scale / spec.model
     if unrecorded(f"pretrain@{spec.model}", run_folder(spec, TOKENS), out):
@@ -103,4 +101,4 @@ def pretrain(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("pretrain", pretrain)
+    run("pretrain", pretrain, per_model=True)

@@ -13,7 +13,7 @@ DATA, REPORTS = Path("data"), Path("reports")
 
 
 def inputs(params: Params) -> Inputs:
-    """Where the outs of the other stages lie."""
+    """Returns the places of the other stages' outs."""
     scale = params.suite.scale
     return Inputs(
         params=params,
@@ -37,13 +37,13 @@ def inputs(params: Params) -> Inputs:
 
 @task
 def collect(params: Params) -> Suite:
-    """All outs, read and checked."""
+    """Reads and checks all outs."""
     return gather(inputs(params))
 
 
 @task
 def write(suite: Suite) -> None:
-    """The page and all tables."""
+    """Writes the pages and all tables."""
     # matplotlib lists the machine's fonts once and keeps the list; not in the user's home, which may be read-only.
     os.environ.setdefault("MPLCONFIGDIR", str(Path("runs", "report", "matplotlib").resolve()))
     from pico.report.pages.index import write_report  # imports matplotlib, so only now
@@ -52,7 +52,7 @@ def write(suite: Suite) -> None:
 
 
 def report(stage: Stage) -> None:
-    """Reads what all stages left and writes `reports/`."""
+    """Reads the outs of all stages and writes `reports/`."""
     suite = collect(stage.params)
     write(suite)
     rows = [{"model": name, **values} for name, values in suite_metrics(suite).items()]

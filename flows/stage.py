@@ -1,11 +1,11 @@
-"""What every flow module shares: `run` (arguments, settings, Prefect, exit codes) and `Stage` (what a flow may use)."""
+"""The parts that all stages share: `run`, which makes a process a flow run, and `Stage`, which the flow is given."""
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,75 +19,85 @@ from pico.errors import PicoError
 if TYPE_CHECKING:
     from logging import Logger, LoggerAdapter
 
-PROGRESS_SECONDS = 2.0
-"""Least time between two updates of a progress artifact: each is a request to the server."""
+    from pico.watch.progress import Bar
+
+
+def _may_succeed_again(task: Any, task_run: Any, state: Any) -> bool:
+    """Returns whether a failed task is worth another try: an index or a hub recovers; a wrong pin does not."""
+    from pico.data.sources.wheels import DownloadError
+
+    return isinstance(state.data, DownloadError)
+
+
+TRY_AGAIN: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [2.0, 10.0],
+    "retry_condition_fn": _may_succeed_again,
+}
+"""Options of the Prefect tasks that talk to the outside."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a flow is given: its settings, and ways to be seen in Prefect."""
+    """The settings of a stage, and its ways to be seen in Prefect."""
 
     name: str
     params: Params
-    model: str | None = None
-    """The model that the stage runs for; None for stages that are not per model."""
+    model: str = ""
+    """The model that the stage runs for; empty for stages that are not per model."""
 
     @property
     def run_name(self) -> str:
-        """`pretrain-tiny`, or the bare name for stages that are not per model."""
+        """The name of the flow run: `pretrain-tiny`, or the bare name for stages that are not per model."""
         return f"{self.name}-{self.model}" if self.model else self.name
 
     @property
+    def title(self) -> str:
+        """The same for people: `pretrain tiny`."""
+        return " ".join(filter(None, [self.name.replace("_", " "), self.model]))
+
+    @property
     def logger(self) -> "Logger | LoggerAdapter[Any]":
-        """Prefect's logger of the run: the terminal and the UI."""
+        """Prefect's logger of the run, which writes to the terminal and the UI."""
         from prefect import get_run_logger
 
         return get_run_logger()
 
     def table(self, key: str, rows: Sequence[dict[str, Any]], description: str = "") -> None:
-        """Publishes a table artifact. `key`: lower-case letters, digits and dashes."""
+        """Publishes a table in the UI, below `key`."""
         from prefect.artifacts import create_table_artifact
 
-        create_table_artifact(table=[dict(row) for row in rows], key=key, description=description)
-
-    def markdown(self, key: str, text: str, description: str = "") -> None:
-        """Publishes a Markdown artifact."""
-        from prefect.artifacts import create_markdown_artifact
-
-        create_markdown_artifact(markdown=text, key=key, description=description)
+        create_table_artifact(table=[dict(row) for row in rows], key=_artifact_key(key), description=description)
 
     def link(self, key: str, path: Path | str, description: str = "") -> None:
-        """Publishes a link to a file or folder of the checkout."""
+        """Publishes a link to a file or folder of the clone."""
         from prefect.artifacts import create_link_artifact
 
-        path = Path(path)
-        create_link_artifact(link=path.resolve().as_uri(), link_text=str(path), key=key, description=description)
+        link = Path(path).resolve().as_uri()
+        create_link_artifact(link=link, link_text=str(path), key=_artifact_key(key), description=description)
 
     @contextmanager
-    def progress(self, key: str, description: str = "") -> Iterator[Callable[[float], None]]:
-        """Gives `update(fraction)`, with the fraction done in [0, 1]; shown in the UI every few seconds."""
+    def progress(self, total: float | None, unit: str) -> Iterator["Bar"]:
+        """Shows how far the stage is: on the terminal or in the log, and as a progress artifact in the UI.
+
+        `total`: the amount of work, an int where it is counted; None if the first update gives it.
+        """
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        artifact: Any = create_progress_artifact(progress=0.0, key=key, description=description)
-        shown, fraction = time.monotonic(), 0.0
+        from flows.lab.prefect_server import log_console
+        from pico.watch.progress import Bar
 
-        def show(value: float) -> None:
-            update_progress_artifact(artifact, progress=round(100 * value, 1))
+        key = _artifact_key(f"{self.run_name}-progress")
+        artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"Progress of {self.title}")
 
-        def update(value: float) -> None:
-            nonlocal shown, fraction
-            fraction = min(1.0, max(0.0, value))
-            if time.monotonic() - shown >= PROGRESS_SECONDS:
-                show(fraction)
-                shown = time.monotonic()
+        def publish(share: float) -> None:
+            update_progress_artifact(artifact, progress=round(100 * share, 1))
 
-        try:
-            yield update
-        finally:
-            show(fraction)
+        with Bar(self.title, total, unit, log=self.logger.info, publish=publish, console=log_console()) as bar:
+            yield bar
 
     def device(self) -> str:
-        """ "cuda" where training may use a GPU and there is one, else "cpu"."""
+        """Returns "cuda" where training may use a GPU and there is one, else "cpu"."""
         if self.params.training.device == "cpu":
             return "cpu"
         import torch
@@ -95,23 +105,31 @@ class Stage:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def ray(self) -> AbstractContextManager[None]:
-        """A context in which Ray is up: that of RAY_ADDRESS, else the lab's, else one of this stage's own."""
+        """Returns a context in which Ray is up: that of RAY_ADDRESS, else the lab's, else one of this stage's own."""
         from flows.lab.ray_session import ray_session
 
         return ray_session(Path.cwd())
 
 
-def run(name: str, body: Callable[[Stage], None]) -> NoReturn:
-    """Runs `body` as the Prefect flow `name`: reads `--model` and params.yaml, and ends the process.
+def _artifact_key(text: str) -> str:
+    """Returns `text` as Prefect wants keys: lower-case letters, digits and dashes."""
+    return re.sub("[^a-z0-9-]+", "-", text.lower())
+
+
+def run(name: str, body: Callable[[Stage], None], *, per_model: bool = False) -> NoReturn:
+    """Runs `body` as the Prefect flow `name`, with params.yaml and, where `per_model`, `--model`. Ends the process.
 
     Exit status: 0 when all went well; 1 after an error (a `PicoError` as a short message, any other with its
     traceback); 2 for wrong arguments; 130 after Ctrl-C and 143 after SIGTERM. The flow run is Failed after an error,
     and Crashed after a signal.
     """
-    model = _parse(name).model
+    parser = argparse.ArgumentParser(prog=f"python -m flows {name}", description=f"Runs stage {name}; see dvc.yaml.")
+    if per_model:
+        parser.add_argument("--model", required=True, metavar="NAME", help="a model of the suite")
+    model = getattr(parser.parse_args(), "model", "")
     try:
         params = load_params()
-        if model is not None and model not in params.suite.models:
+        if model and model not in params.suite.models:
             raise PicoError(
                 f"model {model!r} is not in the suite",
                 where=f"params.yaml: suite.models = {params.suite.models}",
@@ -124,7 +142,7 @@ def run(name: str, body: Callable[[Stage], None]) -> NoReturn:
 
 
 def execute(stage: Stage, body: Callable[[Stage], None], task_runner: Any = None) -> NoReturn:
-    """The rest of `run`, for callers that have read their arguments and settings."""
+    """Does the rest of `run`, for callers that have read their arguments and settings."""
     terminated = _die_on_sigterm()
     try:
         failure = _run_flow(stage, body, task_runner)
@@ -141,12 +159,6 @@ def execute(stage: Stage, body: Callable[[Stage], None], task_runner: Any = None
     sys.exit(0)
 
 
-def _parse(name: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=f"Runs stage {name}; see dvc.yaml.")
-    parser.add_argument("--model", help="a model of the suite, for stages that run once per model")
-    return parser.parse_args()
-
-
 def _reach_the_hub(name: str, params: Params) -> None:
     """Lifts Hugging Face's offline switch for the fetch stage of a hub source, unless the user has set it."""
     if name == "fetch" and any(source.kind == "hub" for source in params.corpus.sources):
@@ -157,7 +169,7 @@ def _reach_the_hub(name: str, params: Params) -> None:
 
 
 def _die_on_sigterm() -> type[BaseException]:
-    """Makes SIGTERM an exception, so that Ray is shut down and the flow run marked; gives the exception's type."""
+    """Makes SIGTERM an exception, so that Ray is shut down and the flow run marked. Returns the exception's type."""
     from prefect.exceptions import TerminationSignal
 
     def handle(number: int, frame: Any) -> None:
@@ -169,13 +181,12 @@ def _die_on_sigterm() -> type[BaseException]:
 
 
 def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> BaseException | None:
-    """Runs the flow; gives the exception that failed it, or None."""
+    """Runs the flow. Returns the exception that failed it, or None."""
     from prefect import flow, tags
     from prefect.context import TagsContext
     from prefect.states import Failed
 
-    from flows.lab.logs import shorten_tracebacks
-    from flows.lab.prefect_session import prefect_session
+    from flows.lab.prefect_server import prefect_session, shorten_tracebacks
 
     failure: BaseException | None = None
 
@@ -211,7 +222,7 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
 
 
 def _tags(stage: Stage) -> list[str]:
-    """Model, scale and git revision, as they are searched for in the UI."""
+    """Returns model, scale and git revision, as they are searched for in the UI."""
     try:
         found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         revision = [f"git:{found.stdout.strip()}"]
@@ -221,7 +232,7 @@ def _tags(stage: Stage) -> list[str]:
 
 
 def domain_error(error: BaseException | None) -> PicoError | None:
-    """The PicoError in a chain of causes, such as Ray's wrappers of what a worker raised, or None."""
+    """Returns the PicoError in a chain of causes, such as Ray's wrappers of what a worker raised, or None."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -237,7 +248,7 @@ def domain_error(error: BaseException | None) -> PicoError | None:
 
 
 def leave(name: str, error: BaseException) -> NoReturn:
-    """Says on stderr why the stage failed, and ends the process with status 1."""
+    """Prints on stderr why the stage failed, and ends the process with status 1."""
     sys.stdout.flush()
     if isinstance(error, PicoError):
         print(f"{name}: {error}", file=sys.stderr, flush=True)

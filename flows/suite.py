@@ -26,12 +26,12 @@ from pico.errors import PicoError
 
 LOGS = Path("runs/suite")
 STOP_SECONDS = 60
-"""How long stages may take to save and leave after Ctrl-C before they are killed."""
+"""The time that stages may take to save and leave after Ctrl-C before they are killed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stage names in the order in which `dvc repro` runs them, and of each the names that it depends on."""
+    """The stage names in the order in which `dvc repro` runs them, and the names that each depends on."""
 
     order: list[str]
     needs: dict[str, set[str]]
@@ -65,7 +65,7 @@ class Running:
         return process
 
     def ended(self, process: subprocess.Popen) -> None:
-        """Its output has ended, so that none of its group is left."""
+        """Forgets a process whose output has ended, so that none of its group is left."""
         with self.lock:
             self.processes.discard(process)
 
@@ -96,7 +96,7 @@ class Running:
 
 
 def read_plan(targets: list[str]) -> Plan:
-    """The graph of dvc.yaml, expanded by its matrices: all of it, or `targets` and what they depend on."""
+    """Reads the graph of dvc.yaml, expanded by its matrices: all of it, or `targets` and what they depend on."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
@@ -112,7 +112,7 @@ def read_plan(targets: list[str]) -> Plan:
 
 
 def lock_order(path: Path = Path("dvc.lock")) -> list[str]:
-    """The stage names in dvc.lock, in their order there; empty where there is none."""
+    """Returns the stage names in dvc.lock, in their order there; empty where there is none."""
     from dvc.utils.serialize import load_yaml
 
     return list(load_yaml(path).get("stages") or {}) if path.is_file() else []
@@ -136,7 +136,7 @@ def order_lock(before: list[str], plan: Plan, path: Path = Path("dvc.lock")) -> 
 
 @task
 def reproduce(name: str, running: Running, finished: "queue.Queue[str]") -> dict[str, Any]:
-    """Runs one stage through DVC, its output to the task's log and to runs/suite/; gives a row of the table."""
+    """Runs one stage through DVC, its output to the task's log and to runs/suite/. Returns a row of the table."""
     from prefect import get_run_logger
 
     logger, log, begin = get_run_logger(), LOGS / f"{name.replace('/', '_')}.log", time.monotonic()
@@ -167,7 +167,7 @@ def _outcome(line: str) -> str | None:
 
 
 def _stage_environment() -> dict[str, str]:
-    """This process's, with its own `python` first on the path, as an activated environment has it."""
+    """Returns this process's environment, with its own `python` first on the path, as if it were activated."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, "PATH": path}
 
@@ -207,7 +207,7 @@ def walk(stage: Stage, plan: Plan) -> None:
         rows.get(name, {"stage": name, "outcome": "failed" if name in failed else "not run", "seconds": None})
         for name in plan.order
     ]
-    stage.table("suite", table, "What became of every stage of the graph")
+    stage.table("suite", table, "Outcome of every stage of the graph")
     if failed:
         raise PicoError(
             f"{len(failed)} of {len(plan.order)} stages failed: {', '.join(n for n in plan.order if n in failed)}"
@@ -218,7 +218,7 @@ def walk(stage: Stage, plan: Plan) -> None:
 
 
 def main() -> None:
-    """The command line of this module."""
+    """Runs the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m flows.suite", description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="only these and what they need (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="stages at a time (default: %(default)s)")

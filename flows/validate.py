@@ -35,9 +35,9 @@ def validate(stage: Stage) -> None:
     params = stage.params
     size = sum(entry["bytes"] for entry in read_json(DOCUMENTS / "sources.json"))
     ray = stage.ray() if size >= RAY_BYTES else nullcontext()
-    with ray, stage.progress("validate", "Looking at the documents") as update:
+    with ray, stage.progress(size / 1e6, "MB") as bar:
         checked = check_gates(
-            DOCUMENTS, TOKENS, BENCHMARKS, update,
+            DOCUMENTS, TOKENS, BENCHMARKS, bar.fraction,
             gates=params.gates, packing=params.packing, vocab_size=params.model.vocab_size,
         )  # fmt: skip
     stage.table("validate-gates", _table(checked.results), "Gates on documents and tokens")

@@ -22,7 +22,6 @@ PROJECT = ("pico", "flows")
 
 INFRASTRUCTURE = (
     "flows.lab",
-    "flows.downloads",
     "flows.stage",
     "pico.cli",
     "pico.config",

@@ -1,10 +1,14 @@
 """The `pico` command: exit statuses and the shape of its messages."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from lab_project import make_project
+from lab_project import REPOSITORY, make_project
 from synthetic_runs import write_run
 from typer.testing import CliRunner, Result
 
@@ -52,11 +56,69 @@ def test_a_mistyped_setting_is_named_with_the_nearest(inside: Path) -> None:
     assert "did you mean optimizer.weight_decay?" in result.output
 
 
-def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = pico("status")
-    assert result.exit_code == 1
-    assert "not a Pico project" in result.output
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which pip has installed the wheel, built from the files of this checkout."""
+    root = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, root)
+    for name in ("pico", "flows"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for command in (["wheel", "--no-build-isolation", "-w", "dist", "."], ["install", "--target", "installed"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "-q", *command, "--no-deps", *map(str, (root / "dist").glob("*.whl"))],
+            cwd=root, env={**os.environ, "PIP_NO_INDEX": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return root / "installed"
+
+
+def run_installed(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the `pico` that the wheel has installed, in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    return subprocess.run([installed / "bin" / "pico", *arguments], cwd=folder, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+
+
+def test_the_wheel_holds_all_of_pico_and_nothing_else(installed: Path) -> None:
+    def files(folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+    assert files(installed / "pico") == files(installed.parent / "pico")
+    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {"pico", "bin"}
+
+
+def test_the_wheel_works_without_a_clone_and_says_what_needs_one(installed: Path, tmp_path: Path) -> None:
+    assert "capture" in run_installed(installed, tmp_path, "--help").stdout
+    assert "cka" in run_installed(installed, tmp_path, "metrics").stdout
+    for command in (
+        ["up"],
+        ["down"],
+        ["status"],
+        ["ui"],
+        ["scale", "smoke"],
+        ["params"],
+        ["plan"],
+        ["data", "find", "x"],
+    ):
+        refused = run_installed(installed, tmp_path, *command)
+        assert refused.returncode == 1, command
+        assert refused.stderr.startswith("pico: this is not a clone of Pico's repository")
+        assert "git clone" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def test_in_a_clone_the_installed_command_takes_the_clones_flows(installed: Path, tmp_path: Path) -> None:
+    """Not those of another package of that name."""
+    root = make_project(tmp_path / "clone")
+    shutil.copytree(REPOSITORY / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    stranger = shutil.copytree(installed, tmp_path / "installed")
+    (stranger / "flows").mkdir()
+    (stranger / "flows" / "__init__.py").write_text("raise RuntimeError('another package called flows')")
+    status = run_installed(stranger, root / "conf", "status")
+    assert (status.returncode, status.stderr) == (3, "")
+    assert "Prefect UI" in status.stdout
 
 
 def test_status_tells_by_its_exit_status_whether_the_lab_is_up(inside: Path) -> None:

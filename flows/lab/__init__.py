@@ -1,0 +1,1 @@
+"""The lab: the services that stages share, and the sessions with them."""

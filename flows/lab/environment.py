@@ -1,6 +1,7 @@
-"""What every process of the project is given before Prefect, Ray or Hugging Face are imported: off switches and places.
+"""The environment of every process of the project, and the record of the lab that is up.
 
-Only the standard library is imported here, because `flows/__init__.py` calls `prepare` first thing in every stage.
+It is set before Prefect, Ray or Hugging Face are imported. Only the standard library is imported here,
+because `flows/__init__.py` calls `prepare` first thing in every stage.
 """
 
 import http.client
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 LAB = Path("runs/lab")
-"""Where the lab of a checkout keeps its records, token, logs and Prefect's database; relative to the project's root."""
+"""The folder of a clone's lab, from its root: records, token, logs and Prefect's database."""
+
+RAY_READY = "ray_current_cluster"
+"""The file that Ray writes into its folder once it is ready."""
 
 SWITCHES = {
     # Nothing leaves the machine.
@@ -28,7 +32,7 @@ SWITCHES = {
     "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": "false",
     "PREFECT_TASKS_DEFAULT_NO_CACHE": "true",
     "PREFECT_TASKS_DISABLE_CACHING": "true",
-    # flows/lab/prefect_session.py starts a server where there is none; anything else that would is given time.
+    # flows/lab/prefect_server.py starts a server where there is none; anything else that would is given time.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     # The rest is for quiet terminals and idle processors.
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -63,7 +67,7 @@ def prepare(root: Path | None = None) -> None:
     os.environ.setdefault("PREFECT_HOME", str(root / LAB / "prefect"))
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     _avoid_home(root)
-    if "PREFECT_API_URL" not in os.environ and (lab := read_record(root)) and (url := live_prefect(lab)):
+    if "PREFECT_API_URL" not in os.environ and (url := live_prefect(read_record(root))):
         os.environ["PREFECT_API_URL"] = url
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for all its name: Ray then listens on loopback alone
@@ -82,7 +86,7 @@ def _avoid_home(root: Path) -> None:
 
 
 def ray_token(root: Path) -> Path:
-    """The file with the token of this checkout's Ray, made when missing and readable by its owner only."""
+    """Returns the file with the token of this clone's Ray, made when missing and readable by its owner only."""
     path = root / LAB / "ray_token"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -94,17 +98,17 @@ def ray_token(root: Path) -> Path:
     return path
 
 
-def read_record(root: Path) -> dict[str, Any] | None:
-    """The lab's record, or None where no lab was started here or its record cannot be read."""
+def read_record(root: Path) -> dict[str, Any]:
+    """Returns the lab's record; an empty one where no lab was started here or its record cannot be read."""
     try:
         record = json.loads((root / LAB / "lab.json").read_bytes())
     except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def live_prefect(record: dict[str, Any]) -> str | None:
-    """The API address of the recorded Prefect server, if its process is the recorded one and it answers."""
+    """Returns the API address of the recorded Prefect server, if its process is the recorded one and it answers."""
     entry = record.get("prefect")
     if not entry or not same_process(entry) or not answers_http(entry["port"], "/api/health"):
         return None
@@ -112,21 +116,24 @@ def live_prefect(record: dict[str, Any]) -> str | None:
 
 
 def live_ray(record: dict[str, Any]) -> str | None:
-    """The address of the recorded Ray head, if its process is the recorded one and its port is open."""
+    """Returns the address of the recorded Ray head, if its process is the recorded one and it is ready."""
     entry = record.get("ray")
-    if not entry or not same_process(entry) or not is_open(entry["port"]):
+    if not entry or not same_process(entry) or not Path(entry["folder"], RAY_READY).exists():
         return None
-    return f"127.0.0.1:{entry['port']}"
+    return f"127.0.0.1:{entry['port']}" if is_open(entry["port"]) else None
 
 
 def live_forkserver(record: dict[str, Any]) -> str | None:
-    """The socket of the recorded fork server, if its process is the recorded one."""
+    """Returns the socket of the recorded fork server, if its process is the recorded one and it listens.
+
+    It does so before it has imported everything; who comes early waits.
+    """
     entry = record.get("forkserver")
-    return entry["socket"] if entry and same_process(entry) else None
+    return entry["socket"] if entry and same_process(entry) and Path(entry["socket"]).exists() else None
 
 
 def same_process(entry: dict[str, Any]) -> bool:
-    """Whether the process `entry["pid"]` runs and is the one that was recorded, not a later one of the same number."""
+    """Returns whether the process that was recorded still runs; a later one of the same number does not count."""
     import psutil
 
     try:
@@ -137,14 +144,14 @@ def same_process(entry: dict[str, Any]) -> bool:
 
 
 def is_open(port: int) -> bool:
-    """Whether something listens on 127.0.0.1:port."""
+    """Returns whether something listens on 127.0.0.1:port."""
     with socket.socket() as probe:
         probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def answers_http(port: int, path: str) -> bool:
-    """Whether 127.0.0.1:port answers GET `path` with 200."""
+    """Returns whether 127.0.0.1:port answers GET `path` with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -153,3 +160,21 @@ def answers_http(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def is_free(port: int) -> bool:
+    """Returns whether a server could listen on 127.0.0.1:port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def any_free_port() -> int:
+    """Returns a port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -31,7 +31,7 @@ LIBRARIES = (
     *("prefect", "prefect.artifacts", "prefect.flow_engine", "prefect.task_engine", "prefect.task_runners"),
     *("ray.train.torch", "great_expectations", "matplotlib.pyplot", "jinja2", "ruamel.yaml", "rich.progress", "httpx"),
 )
-"""What is imported beforehand: none starts threads that a fork would lose (OpenBLAS and jemalloc restart theirs)."""
+"""Imported beforehand; none starts threads that a fork would lose (OpenBLAS and jemalloc restart theirs)."""
 
 OF_A_TERMINAL = re.compile(
     r"_|PATH|[A-Z]*PWD|SHLVL|PS\d|LINES|COLUMNS|LS_COLORS|GPG_TTY|DISPLAY|WAYLAND_DISPLAY|COLORTERM|INVOCATION_ID"
@@ -41,7 +41,7 @@ OF_A_TERMINAL = re.compile(
 
 
 class Server:
-    """Accepts requests on a Unix socket and keeps account of the forks."""
+    """Accepts requests on a Unix socket, makes a fork for each, and reports how the forks end."""
 
     def __init__(self, listener: socket.socket, environment: dict[str, str]) -> None:
         self.listener = listener
@@ -50,14 +50,14 @@ class Server:
         self.packages = _packages_stamp()
         self.selector = selectors.DefaultSelector()
         self.clients: dict[int, socket.socket] = {}
-        """Who waits for each fork, by process number."""
+        """The client of each fork, by process number."""
 
     def serve(self) -> dict[str, Any]:
         """Serves until terminated. Returns in forks only, with the request that the fork is for."""
-        ended, told = socket.socketpair()
-        for end in (ended, told):
+        ended, wakeup = socket.socketpair()
+        for end in (ended, wakeup):
             end.setblocking(False)
-        signal.set_wakeup_fd(told.fileno())
+        signal.set_wakeup_fd(wakeup.fileno())
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only so that the loop wakes up
         self.selector.register(ended, selectors.EVENT_READ, lambda: self._collect(ended))
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
@@ -97,7 +97,7 @@ class Server:
         return None
 
     def _refusal(self, request: dict[str, Any]) -> str:
-        """Why a fork would not be what a new process is; empty where it would."""
+        """Returns the reason why a fork would differ from a new process; empty where it would not."""
         theirs, ours = request["environment"], self.environment
         differing = [
             name
@@ -113,7 +113,7 @@ class Server:
         return ""
 
     def _leave_to(self, client: socket.socket, terminal: list[int]) -> None:
-        """In a fork: drops what is the server's, takes over the client's terminal."""
+        """Drops, in a fork, what is the server's, and takes over the client's terminal."""
         signal.set_wakeup_fd(-1)
         self.selector.close()
         self.listener.close()
@@ -140,7 +140,7 @@ class Server:
             client.close()
 
     def _abandoned(self, process: int) -> None:
-        """The client was killed: its stage saves what it has and leaves, as after SIGTERM."""
+        """Lets the stage of a client that was killed save what it has and leave, as after SIGTERM."""
         client = self.clients[process]
         self.selector.unregister(client)
         with contextlib.suppress(ProcessLookupError):
@@ -148,7 +148,7 @@ class Server:
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A request, and the client's three standard streams. Raises ValueError where it is another user's or broken."""
+    """Returns a request and the client's standard streams. Raises ValueError if it is another user's or broken."""
     user = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
     if user != os.getuid():
         raise ValueError("another user")
@@ -185,6 +185,8 @@ def _become(request: dict[str, Any], set_by_imports: dict[str, str], leaving: "_
     for name in [name for name in sys.modules if name.split(".")[0] in ("flows", "pico")]:
         del sys.modules[name]  # what this process needed of the project; the stage takes its own from the disk
     importlib.invalidate_caches()
+    if configuration := sys.modules.get("prefect.logging.configuration"):
+        configuration.setup_logging(incremental=False)  # its console has seen the server's log, not this terminal
     sys.path[0] = request["folder"]
     sys.argv = [f"flows.{stage}", *arguments]
     try:
@@ -203,7 +205,7 @@ class _Leaving:
 
     def __init__(self) -> None:
         self.status: int | None = None
-        """Of the stage that this process ran; None in the server itself."""
+        """The exit status of the stage that this process ran; None in the server itself."""
         atexit.register(self)  # before those of the libraries, so that it runs after them
 
     def __call__(self) -> None:
@@ -215,7 +217,7 @@ class _Leaving:
 
 
 def main() -> None:
-    """The command line of this module."""
+    """Runs the server."""
     leaving = _Leaving()
     parser = argparse.ArgumentParser(prog="python -m flows.lab.forkserver", description=__doc__.splitlines()[0])
     parser.add_argument(

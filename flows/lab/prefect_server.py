@@ -1,29 +1,44 @@
-"""The Prefect server, as the lab and a stage without a lab start it: on loopback, with SQLite and the bundled UI.
+"""The Prefect server that flow runs report to, and Prefect's log on the terminal.
 
-`python -m flows.lab.prefect_server --port N [--while-stdin-open]`. It is `prefect server start` without the command
-line's two seconds, and with an end: with the option it leaves when its standard input closes, that is when whoever
-started it is gone, by whatever death.
+`python -m flows.lab.prefect_server --port N [--while-stdin-open]` is the server: on loopback, with SQLite and the
+bundled UI. It is `prefect server start` without the command line's two seconds, and with an end: with the option it
+leaves when its standard input closes, that is when the process that started it is gone, by whatever death.
 """
 
 import argparse
+import copy
+import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from flows.lab.environment import answers_http, any_free_port
+from pico.errors import PicoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+START_SECONDS = 180
+"""The time that a server may take to answer: a cold disk, a new database and a busy machine are slow."""
 UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "TRIGGERS", "PAUSE_EXPIRATIONS")
 """Services of the server that serve deployments and automations, which Pico does not use; they poll the database."""
 
 
 def server_command(port: int) -> list[str]:
-    """The command that runs this module."""
+    """Returns the command that runs this module."""
     return [sys.executable, "-m", "flows.lab.prefect_server", "--port", str(port)]
 
 
 def server_environment(home: Path, port: int) -> dict[str, str]:
-    """The settings of a server whose database and UI files lie in `home`; it writes its port into the latter."""
+    """Returns the settings of a server with its database and UI files in `home`; it writes its port into the latter."""
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
@@ -33,6 +48,90 @@ def server_environment(home: Path, port: int) -> dict[str, str]:
     }
 
 
+@contextmanager
+def prefect_session() -> Iterator[None]:
+    """Gives Prefect a server: that of PREFECT_API_URL, or a temporary one that ends when this process ends.
+
+    Prefect could start one itself, but that one dies of the Ctrl-C that it should record, and outlives a `kill -9`.
+    Raises PicoError where the temporary server does not come up.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    url = get_current_settings().api.url or _start_temporary(Path(os.environ["PREFECT_HOME"]))
+    os.environ["PREFECT_API_URL"] = url  # for the processes that this one starts
+    # Nobody listens for the heartbeats, and ending the thread that sends them takes up to a second.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def _start_temporary(home: Path) -> str:
+    """Starts a server that ends with this process. Returns the address of its API."""
+    port = any_free_port()
+    log = home / "temporary_server.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [*server_command(port), "--while-stdin-open"],
+            env={**os.environ, **server_environment(home, port)},
+            stdin=subprocess.PIPE,  # held open until this process ends
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the stage alone
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not answers_http(port, "/api/health"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
+            raise PicoError(f"Prefect's server did not start; its log ends:\n{last}", where=str(log), mend="pico up")
+        time.sleep(0.05)
+    return f"http://127.0.0.1:{port}/api"
+
+
+def log_console() -> "Console | None":
+    """Returns the console of Prefect's terminal log, or None without one. A bar drawn on it leaves the log whole."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    handlers = logging.getLogger().handlers
+    return next((handler.console for handler in handlers if isinstance(handler, PrefectConsoleHandler)), None)
+
+
+def shorten_tracebacks() -> None:
+    """Keeps tracebacks out of the terminal log, and those of domain errors out of the UI. Call it in a flow run.
+
+    `flows.stage` prints the one that matters, once, at the end.
+    """
+    from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", ""):
+        for handler in logging.getLogger(name).handlers:
+            known = any(isinstance(one, _WithoutTraceback) for one in handler.filters)
+            if isinstance(handler, PrefectConsoleHandler | APILogHandler) and not known:
+                only_domain_errors = isinstance(handler, APILogHandler)
+                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=only_domain_errors))
+
+
+class _WithoutTraceback(logging.Filter):
+    """Replaces a record that carries a traceback by one that does not, for one handler only."""
+
+    def __init__(self, handler: logging.Handler, *, only_domain_errors: bool) -> None:
+        super().__init__()
+        self.handler, self.only_domain_errors = handler, only_domain_errors
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raised = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if raised is None or (self.only_domain_errors and not isinstance(raised, PicoError)):
+            return True
+        short = copy.copy(record)
+        short.exc_info = short.exc_text = None
+        self.handler.handle(short)
+        return False
+
+
 def _leave_with_parent() -> None:
     sys.stdin.buffer.read()
     shutil.rmtree(os.environ["PREFECT_UI_STATIC_DIRECTORY"], ignore_errors=True)
@@ -40,7 +139,7 @@ def _leave_with_parent() -> None:
 
 
 def main() -> None:
-    """The command line of this module."""
+    """Runs the server."""
     parser = argparse.ArgumentParser(prog="python -m flows.lab.prefect_server", description="Runs the Prefect server.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--while-stdin-open", action="store_true")

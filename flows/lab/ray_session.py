@@ -33,8 +33,7 @@ def ray_session(root: Path) -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    record = read_record(root)
-    address = os.environ.get("RAY_ADDRESS") or (live_ray(record) if record else None)
+    address = os.environ.get("RAY_ADDRESS") or live_ray(read_record(root))
     folder = None
     if not address:
         folder = ray_folder(root, str(os.getpid()))
@@ -75,7 +74,7 @@ def _start(ray: Any, folder: Path | None) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes the folders of this checkout's stages that were killed; Ray's processes end with theirs by themselves."""
+    """Removes the folders of this clone's stages that were killed; Ray's processes end with theirs by themselves."""
     import psutil
 
     for other in folder.parent.glob(f"{folder.name.split('-')[0]}-[0-9]*"):
@@ -84,9 +83,9 @@ def _sweep(folder: Path) -> None:
 
 
 def ray_folder(root: Path, name: str) -> Path:
-    """A new or existing private folder for Ray's sessions, `<temporary folder>/pico-<user>/<checkout>-<name>`.
+    """Makes the private folder of a Ray session, `<temporary folder>/pico-<user>/<clone>-<name>`, if there is none.
 
-    Not in the checkout, because the sockets in it are limited to 107 characters of path. Raises PicoError where the
+    It is not in the clone, because the sockets in it are limited to 107 characters of path. Raises PicoError where the
     folder belongs to somebody else or the temporary folder is too deep.
     """
     parent = Path(tempfile.gettempdir()) / f"pico-{os.getuid()}"

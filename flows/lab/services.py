@@ -1,4 +1,4 @@
-"""The lab of a checkout: what stays up between stages, on loopback: a Prefect server, a Ray head and a fork server."""
+"""The lab of a clone: a Prefect server, a Ray head and a fork server that stay up between stages, on loopback."""
 
 import contextlib
 import fcntl
@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flows.lab.environment import (
     LAB,
+    RAY_READY,
     SWITCHES,
-    answers_http,
-    is_open,
+    any_free_port,
+    is_free,
     live_forkserver,
     live_prefect,
     live_ray,
@@ -24,37 +25,38 @@ from flows.lab.environment import (
     read_record,
     same_process,
 )
-from flows.lab.ports import ANY_PORTS, Ports, choose_ports
-from flows.lab.prefect_server import server_command, server_environment
-from flows.lab.prefect_session import START_SECONDS, any_free_port
+from flows.lab.prefect_server import START_SECONDS, server_command, server_environment
 from flows.lab.ray_session import OBJECT_STORE_BYTES, ray_folder
 from pico.errors import PicoError
 from pico.files import write_json
 
 STOP_SECONDS = 15
-"""How long a service may take to end before it is killed."""
+"""The time that a service may take to end before it is killed."""
 Record = dict[str, Any]
-"""What is known of a service, or by service name of all of them: process, ports, places."""
+"""Process, ports and places of a service, or of all of them by name."""
 LIVE = {"prefect": live_prefect, "ray": live_ray, "forkserver": live_forkserver}
-"""The services in the order in which they start: each with what gives its address if it is up."""
+"""The services in the order in which they start: each with the function that returns its address if it is up."""
+FIRST_PORTS = {"prefect": {"prefect": 4200}, "ray": {"ray": 6379, "dashboard": 8265}, "forkserver": {}}
+"""The ports of each service: their names, and where the search for a free one begins."""
 
 
-def up(root: Path, ports: Ports = ANY_PORTS) -> Record:
-    """Starts what of the lab is not up, side by side, and gives its record; what is up already stays as it is.
+def up(root: Path, ports: Mapping[str, int | None] | None = None) -> Record:
+    """Starts the services of the lab that are not up, side by side. Returns the record of all.
 
+    `ports`: those to be used, by name ("prefect", "ray", "dashboard"); for the others the first free one is taken.
     Raises PicoError where a port that was asked for is taken, or a service ends or stays silent; then everything that
     this call started is stopped again.
     """
     root = _project(root)
     with _locked(root):
-        record = read_record(root) or {}
+        record = read_record(root)
         missing = [name for name, live in LIVE.items() if not live(record)]
         if "prefect" in missing and "forkserver" not in missing:  # it has the old server's address
             missing.append("forkserver")
         if not missing:
             return record
         _stop(root, record, missing)  # a stale record, or one that hangs
-        chosen = choose_ports(ports, missing)
+        chosen = _choose_ports(ports or {}, missing)
         started: dict[str, subprocess.Popen] = {}
         try:
             # The fork server comes last: its imports, some 10 s of CPU time, are wanted by the second stage only.
@@ -70,16 +72,16 @@ def up(root: Path, ports: Ports = ANY_PORTS) -> Record:
 
 
 def down(root: Path) -> list[str]:
-    """Stops what `up` started in this checkout and nothing else; gives the names of what was running."""
+    """Stops what `up` started in this clone, and nothing else. Returns the names of the services that were running."""
     root = _project(root)
     with _locked(root):
-        record = read_record(root) or {}
+        record = read_record(root)
         return _stop(root, record, list(LIVE))
 
 
 def status(root: Path) -> dict[str, str | None]:
-    """The addresses of what is up and answers: `prefect`, `ray`, `dashboard`, `forkserver`; None for what is not."""
-    record = read_record(_project(root)) or {}
+    """Returns the addresses of `prefect`, `ray`, `dashboard` and `forkserver`; None for each that does not answer."""
+    record = read_record(_project(root))
     api, ray = live_prefect(record), live_ray(record)
     return {
         "prefect": api and api.removesuffix("/api"),
@@ -100,7 +102,7 @@ def _project(root: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """One `up` or `down` at a time in a checkout; the lock is freed by the system if the process dies."""
+    """Lets one `up` or `down` at a time into a clone; the lock is freed by the system if the process dies."""
     folder = root / LAB
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +114,39 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
+def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[str, int]:
+    """Returns a port by name for the services in `missing`. Raises PicoError where one that was asked for is taken."""
+    chosen: dict[str, int] = {}
+    for name, first in ((name, first) for service in missing for name, first in FIRST_PORTS[service].items()):
+        asked = ports.get(name)
+        if asked is not None and not is_free(asked):
+            raise PicoError(
+                f"port {asked} is in use{_holder(asked)}",
+                where=f"--{name}-port {asked}",
+                mend=f"stop that program, or name another: pico up --{name}-port N (without it, a free one is found)",
+            )
+        free = (port for port in range(first, first + 200) if port not in chosen.values() and is_free(port))
+        if (port := asked or next(free, None)) is None:
+            raise PicoError(f"no port from {first} to {first + 199} is free", mend=f"name one: pico up --{name}-port N")
+        chosen[name] = port
+    return chosen
+
+
+def _holder(port: int) -> str:
+    """Returns which program listens on `port`, as far as this user may know."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        pass
+    return ""
+
+
 def _environment(**more: str) -> dict[str, str]:
-    """What the services are given: the switches and this lab's places, and no address of another Prefect or Ray."""
+    """Returns the environment of a service: the switches, and no address of another Prefect or Ray."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "RAY_ADDRESS")}
     return {**SWITCHES, **inherited, **more}
 
@@ -131,7 +164,7 @@ def _start_prefect(root: Path, ports: dict[str, int], record: Record) -> tuple[s
 
 def _start_ray(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
     folder = ray_folder(root, "lab")
-    (folder / "ray_current_cluster").unlink(missing_ok=True)  # Ray writes it once it is ready
+    (folder / RAY_READY).unlink(missing_ok=True)
     environment = _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(ray_token(root)))
     environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for all its name: Ray then listens on loopback alone
     command = [
@@ -148,7 +181,7 @@ def _start_ray(root: Path, ports: dict[str, int], record: Record) -> tuple[subpr
 
 
 def _start_forkserver(root: Path, ports: dict[str, int], record: Record) -> tuple[subprocess.Popen, Record]:
-    """With the very environment that the stages will have, so that what it imports is what they would import."""
+    """Has the very environment that the stages will have, so that it imports what they would import."""
     path = ray_folder(root, "fork") / "socket"
     environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{record['prefect']['port']}/api"}
     process, entry = _spawn(
@@ -177,21 +210,13 @@ def _await_health(root: Path, record: Record, started: dict[str, subprocess.Pope
     waiting = dict(started)
     while waiting:
         for name, process in list(waiting.items()):
-            if _is_healthy(name, record[name]):
+            if LIVE[name](record):
                 del waiting[name]
             elif process.poll() is not None:
                 raise _failure(root, name, f"ended with status {process.returncode} while starting")
             elif time.monotonic() > deadline:
                 raise _failure(root, name, f"did not answer within {START_SECONDS} seconds")
         time.sleep(0.1)
-
-
-def _is_healthy(name: str, entry: Record) -> bool:
-    if name == "prefect":
-        return answers_http(entry["port"], "/api/health")
-    if name == "forkserver":  # it listens first; who comes before it has imported everything waits
-        return Path(entry["socket"]).exists()
-    return Path(entry["folder"], "ray_current_cluster").exists() and is_open(entry["port"])
 
 
 def _failure(root: Path, name: str, what: str) -> PicoError:
@@ -205,7 +230,7 @@ def _failure(root: Path, name: str, what: str) -> PicoError:
 
 
 def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
-    """Ends recorded services with all their processes and forgets them; gives the names of those that were running."""
+    """Ends recorded services with all their processes, and forgets them. Returns the names of those that ran."""
     import psutil
 
     entries = {name: record.pop(name) for name in names if name in record}
@@ -228,7 +253,7 @@ def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
 
 
 def _left_in(folders: list[str]) -> list:
-    """This user's processes whose command line names one of the lab's own folders."""
+    """Returns this user's processes whose command line names one of the lab's own folders."""
     import psutil
 
     found = []

@@ -1,4 +1,4 @@
-"""The `pico` command. What is heavy is imported by the subcommand that needs it, so that `pico --help` is quick."""
+"""The `pico` command. A subcommand imports what it needs when it runs, so that `pico --help` is quick."""
 
 import typer
 
@@ -14,4 +14,4 @@ app = typer.Typer(
 )
 for part in (lab, settings, analysis):
     app.add_typer(part.app)
-app.add_typer(data.app, name="data")
+app.add_typer(data.app, name="data", rich_help_panel=settings.PANEL)

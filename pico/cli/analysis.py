@@ -1,4 +1,4 @@
-"""`pico metrics`, `analyze`, `capture`: checkpoints of any model, and what is measured of them."""
+"""`pico metrics`, `analyze`, `capture`: measurements of checkpoints of any model."""
 
 import os
 import sys
@@ -7,20 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pico.cli.common import AsJson, Group, project_root
+from pico.cli.common import AsJson, Group, clone_root
 from pico.errors import PicoError
 
 if TYPE_CHECKING:
     from pico.plugins import UserFile
+
+TOKENS = Path("data/tokens")
+PANEL = "Checkpoints of any model, in a clone or elsewhere"
 
 app = typer.Typer(cls=Group)
 
 Files = Annotated[
     list[Path] | None, typer.Option("--file", help="A Python file of your own metrics and components; repeatable.")
 ]
+Revision = Annotated[
+    list[str] | None, typer.Option(help="For a hub id: a revision such as step1000, or NAME=STEP; repeatable.")
+]
+Modules = Annotated[str | None, typer.Option(help="Modules to capture, separated by commas.")]
+Text = Annotated[Path | None, typer.Option(help="Text to capture states on: UTF-8, or Parquet with input_ids.")]
+Tokenizer = Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")]
+SeqLen = Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of each sequence of a text.")]
+Mapping = Annotated[Path | None, typer.Option(help="A file that names the projections of an unknown architecture.")]
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def metrics(file: Files = None, as_json: AsJson = False) -> None:
     """List all metrics: definition, valid inputs, what they compare with, source."""
     from pico.analysis.engine.plugins import load_metric_files, read_metric_file
@@ -28,7 +39,7 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
     from pico.analysis.metrics import catalogue  # noqa: F401 (its metrics are listed)
     from pico.behaviour import measure  # noqa: F401 (likewise)
 
-    load_metric_files([*_metric_files_of_the_project(), *(read_metric_file(path) for path in file or [])])
+    load_metric_files([*_metric_files_of_the_clone(), *(read_metric_file(path) for path in file or [])])
     rows = list_metrics()
     if as_json:
         from pico.files import canonical_json
@@ -42,28 +53,30 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
     for row in rows:
         cells = (row["name"], row["definition"], ", ".join(row["applies_to"]), row["inputs"])
         table.add_row(*map(_plain, (*cells, row["target"] or "", row["source"])))
-    # Where nobody looks on, as in a pipe, a row is not broken at the 80 columns that are assumed there.
+    # In a pipe, a row is not broken at the 80 columns that are assumed there.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def analyze(
     target: Annotated[str, typer.Argument(metavar="PATH_OR_HUB_ID", help="A run, a model's folder, or owner/name.")],
-    revision: Annotated[list[str] | None, typer.Option(help="Of a hub id: step1000, or NAME=STEP; repeatable.")] = None,
+    revision: Revision = None,
     metrics: Annotated[str | None, typer.Option(help="Names, separated by commas; see pico metrics.")] = None,
     components: Annotated[str, typer.Option(help="Names, separated by commas.")] = "simple,ov_circuit",
     layers: Annotated[str, typer.Option(help="all, or numbers and ranges: 0-3,8")] = "all",
-    modules: Annotated[str | None, typer.Option(help="Which modules are captured, separated by commas.")] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture states on.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
+    modules: Modules = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
     rows: Annotated[int, typer.Option(min=1, help="Sequences of the batch.")] = 16,
-    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of each.")] = None,
-    positions: Annotated[int, typer.Option(min=1, help="Positions of each that are kept.")] = 128,
-    mapping: Annotated[Path | None, typer.Option(help="Where an unknown architecture keeps its projections.")] = None,
-    tokens_per_step: Annotated[int, typer.Option(min=0, help="For the table's column `tokens`.")] = 0,
+    seq_len: SeqLen = None,
+    positions: Annotated[int, typer.Option(min=1, help="Positions of each sequence that are kept.")] = 128,
+    mapping: Mapping = None,
+    tokens_per_step: Annotated[
+        int, typer.Option(min=0, help="Tokens of a training step, for the table's column `tokens`.")
+    ] = 0,
     file: Files = None,
-    name: Annotated[str | None, typer.Option(help="What the table calls the model.")] = None,
-    out: Annotated[Path | None, typer.Option(show_default="analyzed/NAME", help="Where the results go.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the table.")] = None,
+    out: Annotated[Path | None, typer.Option(show_default="analyzed/NAME", help="Folder for the results.")] = None,
 ) -> None:
     """Analyze anybody's checkpoints: a pico run, the published Pico layout, or a Hugging Face causal LM."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
@@ -90,11 +103,9 @@ def analyze(
     place = find(target, revision or [])
     name = name or place.name
     folder = out or Path("analyzed") / name
-    from rich.console import Console
-    from rich.progress import Progress
+    from pico.watch.progress import Bar
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
-        lines = {what: shown.add_task(what, total=None) for what in ("capture", "measure")}
+    with Bar(f"analyze {name}", None, "parts") as bar:
         made = analyze_place(
             place,
             settings,
@@ -103,35 +114,32 @@ def analyze(
             metrics=metrics.split(",") if metrics else None,
             components=components.split(","),
             files=[read_metric_file(path) for path in file or []],
-            report=lambda what, done, total: shown.update(lines[what], completed=done, total=total),
+            report=lambda step, done, total: bar.update(done, total, note=step),
         )
-        drawing = shown.add_task("draw", total=None)
+        bar.update(note="draw")
         drawn = len(write_pictures(folder, made.run, name))
-        shown.update(drawing, completed=1, total=1)
     print(f"{folder} holds {made.rows} values of {len(place.folders)} checkpoints of {name}")
     print(f"{drawn} figures are in {folder}/figures; {folder}/explorer.html shows every value")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def capture(
     target: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, a run, a model's folder, owner/name.")
     ],
-    out: Annotated[Path | None, typer.Option(show_default="captured/NAME", help="Where the results go.")] = None,
-    tokens: Annotated[Path, typer.Option(help="Of a pico run: the tokens that it was trained on.")] = Path(
-        "data/tokens"
-    ),
-    modules: Annotated[str | None, typer.Option(help="Which modules are captured, separated by commas.")] = None,
+    out: Annotated[Path | None, typer.Option(show_default="captured/NAME", help="Folder for the results.")] = None,
+    tokens: Annotated[Path, typer.Option(help="For a pico run: the tokens that it was trained on.")] = TOKENS,
+    modules: Modules = None,
     rows: Annotated[int | None, typer.Option(min=1, show_default="the run's own, or 16", help="Sequences.")] = None,
     positions: Annotated[
         int | None, typer.Option(min=1, show_default="the run's own, or 128", help="Positions of each that are kept.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8, or Parquet with input_ids, to capture on instead.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer's folder, if not the checkpoint's own.")] = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, show_default="128", help="Positions of a text's row.")] = None,
-    layers: Annotated[str, typer.Option(help="Of a text: all, or numbers and ranges: 0-3,8")] = "all",
-    mapping: Annotated[Path | None, typer.Option(help="Where an unknown architecture keeps its projections.")] = None,
-    revision: Annotated[list[str] | None, typer.Option(help="Of a hub id: step1000, or NAME=STEP; repeatable.")] = None,
+    text: Text = None,
+    tokenizer: Tokenizer = None,
+    seq_len: SeqLen = None,
+    layers: Annotated[str, typer.Option(help="With a text: all, or numbers and ranges: 0-3,8")] = "all",
+    mapping: Mapping = None,
+    revision: Revision = None,
 ) -> None:
     """Capture learning dynamics of checkpoints afterwards: of a pico run, bit for bit as training does."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before transformers is imported
@@ -152,18 +160,16 @@ def capture(
         positions=positions or 128,
     )
     folder = out or Path("captured") / default_name(place)
-    from rich.console import Console
-    from rich.progress import Progress
+    from pico.watch.progress import Bar
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
-        line = shown.add_task("capture", total=len(place.folders))
+    with Bar(f"capture {folder.name}", len(place.folders), "checkpoints") as bar:
         made = capture_place(
             place,
             folder,
             settings,
             Own(layers=chosen, batch_size=rows, positions=positions),
             tokens,
-            report=lambda done, total: shown.update(line, completed=done, total=total),
+            report=bar.update,
         )
     steps = f"step {made[0].step}" if len(made) == 1 else f"{len(made)} checkpoints"
     print(f"{folder} holds the learning dynamics of {steps}; measure them with: pico analyze {folder}")
@@ -175,13 +181,13 @@ def _plain(text: str) -> Any:
     return Text(text)  # square brackets in a definition are not markup
 
 
-def _metric_files_of_the_project() -> "tuple[UserFile, ...]":
-    """Those that params.yaml names, where the current folder is in a project."""
+def _metric_files_of_the_clone() -> "tuple[UserFile, ...]":
+    """Returns the files that params.yaml names, where the current folder is in a clone."""
     from pico.analysis.engine.plugins import read_metric_files
     from pico.config import load_params
 
     try:
-        root = project_root()
+        root = clone_root()
     except PicoError:
         return ()
     return read_metric_files(load_params(root / "params.yaml").analysis.files, root)

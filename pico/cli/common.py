@@ -1,4 +1,4 @@
-"""What the commands share: how errors are shown, where the project is, options that several take."""
+"""The parts that all commands share: how errors are shown, where the clone is, and options that several take."""
 
 import os
 import sys
@@ -22,17 +22,24 @@ class Group(TyperGroup):
             raise typer.Exit(1) from None
 
 
-def project_root() -> Path:
-    """The nearest folder, from here upwards, that holds dvc.yaml and conf/; makes it the current one."""
+def clone_root() -> Path:
+    """Returns the nearest folder, from here upwards, that is a clone of the repository, and makes it the current one.
+
+    The wheel holds the library only. The graph (dvc.yaml), the settings (conf/) and the package `flows` are in a clone;
+    `flows` can be imported afterwards. Raises PicoError where there is no clone.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "conf" / "config.yaml").is_file():
-            os.chdir(folder)  # the flows take the current folder for the project's, as DVC's commands do
+            os.chdir(folder)  # the flows take the current folder for the clone, as DVC's commands do
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
             return folder
     raise PicoError(
-        "this is not a Pico project: neither here nor above are dvc.yaml and conf/config.yaml",
-        where=str(here),
-        mend="cd to your clone",
+        "this is not a clone of Pico's repository, which this command needs: the installed package holds the library, "
+        "not the graph (dvc.yaml), the settings (conf/) and the stages (flows/)",
+        where=f"{here} and the folders above it",
+        mend="cd to your clone; to make one: git clone URL-OF-THE-REPOSITORY pico && cd pico && make install",
     )
 
 

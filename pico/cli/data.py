@@ -1,4 +1,4 @@
-"""`pico data show`, `find`: what the models were shown."""
+"""`pico data show`, `find`: the text that the models were trained on."""
 
 import sys
 from pathlib import Path
@@ -6,14 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pico.cli.common import AsJson, Group, project_root
+from pico.cli.common import AsJson, Group, clone_root
 
-app = typer.Typer(cls=Group, help="What the models were shown: documents, rows, steps.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Look up the training data: which text was seen at which step.", no_args_is_help=True)
 
 TOKENS = Path("data/tokens")
 
 Run = Annotated[
-    str | None, typer.Option(show_default="as in params.yaml", help="A model of the suite, or the folder of a run.")
+    str | None,
+    typer.Option(
+        show_default="as in params.yaml", metavar="MODEL", help="A model of the suite, or the folder of a run."
+    ),
 ]
 
 
@@ -23,8 +26,8 @@ def data_show(
     run: Run = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what the batch of a step held: its rows, their documents, and the text."""
-    root = project_root()
+    """Print the batch of a step: its rows, their documents, and the text."""
+    root = clone_root()
     from pico.data.tokens.lookup import show_step
     from pico.files import canonical_json
 
@@ -41,25 +44,20 @@ def data_show(
 
 @app.command("find")
 def data_find(
-    text: Annotated[str, typer.Argument(help="What to look for, to the letter.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text to look for, to the letter.")],
     run: Run = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Print at which steps a string was seen, and in which documents; the exit status is 1 where it was in none."""
-    root = project_root()
-    from rich.console import Console
-    from rich.progress import Progress
-
+    root = clone_root()
     from pico.data.tokens.lookup import find_text
     from pico.files import canonical_json
+    from pico.watch.progress import Bar
 
     course = _course(root, run)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
-        line = shown.add_task("searching the shards", total=1.0)
-        found = find_text(
-            root / TOKENS, course, text, limit=limit, progress=lambda done: shown.update(line, completed=done)
-        )
+    with Bar("search the shards", 100, "%") as bar:
+        found = find_text(root / TOKENS, course, text, limit=limit, progress=bar.fraction)
     if as_json:
         print(canonical_json(found, indent=1))
     for hit in found if not as_json else []:
@@ -71,7 +69,7 @@ def data_find(
 
 
 def _course(root: Path, run: str | None) -> Any:
-    """The batches of a run: a model of the suite, a folder, or what params.yaml says."""
+    """Returns the order of a run's batches: of a model of the suite, of a folder, or as params.yaml says."""
     from pico.config import load_params
     from pico.data.tokens.lookup import Course, course_of_run
 
@@ -83,7 +81,7 @@ def _course(root: Path, run: str | None) -> Any:
 
 
 def _segment(segment: dict[str, Any]) -> str:
-    """One line about a segment."""
+    """Returns a line about a segment."""
     end = segment["offset"] + segment["length"]
     place = f"{segment['source']}.parquet row {segment['document_row']}"
     return f"{segment['domain']}: {place}, ids {segment['offset']} to {end}; document {segment['document']}"

@@ -2,56 +2,60 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pico.cli.common import Group, project_root
+from pico.cli.common import Group, clone_root
 from pico.errors import PicoError
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="the first free one", metavar="N")]
 
+PANEL = "The lab: services that all stages of a clone share"
+
 app = typer.Typer(cls=Group)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = None) -> None:
-    """Start the lab, which all stages then share, on loopback: a Prefect server, a Ray head and a fork server."""
-    root = project_root()
-    from flows.lab.ports import Ports
+    """Start the lab, on loopback: a Prefect server, a Ray head and a fork server."""
+    root = clone_root()
+    from flows.lab.services import status as lab_status
     from flows.lab.services import up as start
 
-    start(root, Ports(prefect_port, ray_port, dashboard_port))
-    _show_status(root)
+    if missing := [SERVICES[name][0] for name, address in lab_status(root).items() if not address]:
+        print(f"starting: {', '.join(missing)} (about 15 seconds)", file=sys.stderr)
+    start(root, {"prefect": prefect_port, "ray": ray_port, "dashboard": dashboard_port})
+    _show(lab_status(root))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def down() -> None:
-    """Stop the lab: what `pico up` started in this checkout, and nothing else."""
-    root = project_root()
+    """Stop the lab: what `pico up` started in this clone, and nothing else."""
+    root = clone_root()
     from flows.lab.services import down as stop
 
     stopped = stop(root)
     print(f"stopped: {', '.join(stopped)}" if stopped else "the lab was not up")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def status(quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only set the exit status.")] = False) -> None:
-    """Show what of the lab is up, and where; the exit status is 0 if all of it is, 3 if not."""
-    root = project_root()
-    if not quiet:
-        _show_status(root)
+    """Show the services of the lab and their addresses; the exit status is 0 if all are up, 3 if not."""
+    root = clone_root()
     from flows.lab.services import status as lab_status
 
-    if None in lab_status(root).values():
+    found = lab_status(root)
+    if not quiet:
+        _show(found)
+    if None in found.values():
         raise typer.Exit(3)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def ui() -> None:
     """Show the address of Prefect's UI, and open it where there is a display."""
-    root = project_root()
+    root = clone_root()
     from flows.lab.services import status as lab_status
 
     url = lab_status(root)["prefect"]
@@ -64,9 +68,17 @@ def ui() -> None:
         webbrowser.open(url)
 
 
-def _show_status(root: Path) -> None:
-    from flows.lab.services import status as lab_status
+SERVICES = {
+    "prefect": ("Prefect UI", "flow runs, logs, tables and progress of all stages"),
+    "ray": ("Ray head", "spreads the work of stages over processes"),
+    "dashboard": ("Ray dashboard", "Ray's tasks, workers and memory"),
+    "forkserver": ("Fork server", "starts a stage in half a second"),
+}
 
-    labels = {"prefect": "Prefect UI", "ray": "Ray head", "dashboard": "Ray dashboard", "forkserver": "Fork server"}
-    for name, address in lab_status(root).items():
-        print(f"{labels[name]:<14} {address or 'not up'}")
+
+def _show(addresses: dict[str, str | None]) -> None:
+    for name, (label, use) in SERVICES.items():
+        shown = "up" if name == "forkserver" and addresses[name] else addresses[name] or "not up"
+        print(f"{label:<14} {shown:<22} {use}")
+    if None in addresses.values():
+        print("start what is not up with: pico up")

@@ -1,38 +1,47 @@
-"""`pico scale`, `params`, `plan`: which settings are in force, and what they cost."""
+"""`pico scale`, `params`, `plan`: the settings in force, how they are composed from conf/, and their cost."""
 
 import shutil
 import sys
-from typing import Annotated, Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pico.cli.common import AsJson, Group, project_root
+from pico.cli.common import AsJson, Group, clone_root
 from pico.errors import PicoError
+
+if TYPE_CHECKING:
+    from pico.config import Params
+
+PANEL = "Settings and data of a clone"
 
 app = typer.Typer(cls=Group)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def scale(
-    name: Annotated[str, typer.Argument(help="A file of conf/scale/, without its ending.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as optimizer.lr=0.001.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/scale/, without its ending.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Hydra overrides, such as optimizer.lr=0.001.")
+    ] = None,
 ) -> None:
     """Write params.yaml for a scale, as `dvc exp run -S scale=NAME` does, for plain `dvc repro`."""
-    root = project_root()
-    from flows.scales import compose, write_params
-
+    root = clone_root()
     params, text = compose(root, name, overrides or [])
     changed = write_params(root, text)
     verb = "now holds" if changed else "already held"
     print(f"params.yaml {verb} scale {name}: models {', '.join(params.suite.models)}")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def params(
-    key: Annotated[str | None, typer.Argument(help="Only this part, such as optimizer or models.tiny.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Only this part, such as optimizer or models.tiny.")
+    ] = None,
 ) -> None:
     """Check params.yaml, and print the settings in force."""
-    root = project_root()
+    root = clone_root()
     from ruamel.yaml import YAML
 
     from pico.config import load_params
@@ -51,28 +60,27 @@ def params(
         print(values)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def plan(
     setting: Annotated[
-        list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="As of dvc exp run: scale=paper; repeatable.")
+        list[str] | None,
+        typer.Option("-S", metavar="KEY=VALUE", help="As for dvc exp run, such as scale=paper; repeatable."),
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="h100, h200, a100-80, ..., or cpu for this machine.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, show_default="training.workers", help="How many.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, show_default="training.workers", help="Number of GPUs.")] = None,
     mfu: Annotated[float | None, typer.Option(show_default="0.4, or 0.3 on a CPU", help="Share of the peak.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What training the suite in force costs: FLOPs, memory, hours, disk; with -S, of settings composed anew.
+    """Print the cost of training the suite in force: FLOPs, memory, hours, disk; with -S, of settings composed anew.
 
-    The exit status is 1 where a model cannot be trained so, and what to change is said.
+    The exit status is 1 if a model cannot be trained so; then it says what to change.
     """
-    root = project_root()
+    root = clone_root()
     from pico.config import load_params
     from pico.plan.plan import find_hardware, gigabytes, plan_suite
 
     params = load_params(root / "params.yaml")
     if setting:
-        from flows.scales import compose
-
         scales = [one.removeprefix("scale=") for one in setting if one.startswith("scale=")]
         others = [one for one in setting if not one.startswith("scale=")]
         params, _ = compose(root, scales[-1] if scales else params.suite.scale, others)
@@ -96,3 +104,55 @@ def plan(
             print(f"The disk of {root} has {gigabytes(free)} free; {gigabytes(needed)} will be needed here.")
     if refusals := [one.refusal for one in plans if one.refusal]:
         raise PicoError("this cannot be trained so:\n" + "\n".join(f"  - {one}" for one in refusals))
+
+
+def scale_names(root: Path) -> list[str]:
+    """Returns the scales that conf/scale/ defines."""
+    return sorted(path.stem for path in (root / "conf" / "scale").glob("*.yaml"))
+
+
+def compose(root: Path, scale: str, overrides: list[str]) -> "tuple[Params, str]":
+    """Composes the Hydra groups of conf/ for a scale, byte for byte as `dvc exp run -S scale=NAME -S ...` does.
+
+    Returns the checked settings and the text of their params.yaml. Raises PicoError for an unknown scale, an override
+    that Hydra refuses, and settings that do not fit together.
+    """
+    from dvc.utils.hydra import compose_and_dump
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from ruamel.yaml import YAML
+
+    from pico.config import parse_params
+
+    names = scale_names(root)
+    if scale not in names:
+        raise PicoError(f"there is no scale {scale!r}", where="conf/scale/", mend=f"choose one of: {', '.join(names)}")
+    root, applied = root.resolve(), [f"scale={scale}", *overrides]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "params.yaml")
+        try:
+            compose_and_dump(str(output), str(root / "conf"), None, "config", str(root), applied)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise PicoError(
+                f"the settings cannot be composed: {str(error).strip()}",
+                where=f"conf/, {' '.join(applied)}",
+                mend="write overrides as key=value with keys of params.yaml (pico params shows them)",
+            ) from error
+        text = output.read_text(encoding="utf-8")
+    values = YAML(typ="safe", pure=True).load(text)
+    try:
+        return parse_params(values, where="the composed settings"), text
+    except PicoError as error:
+        mend = f"change the overrides, or conf/scale/{scale}.yaml; docs/settings.md lists every key"
+        raise PicoError(error.what, where=f"conf/, {' '.join(applied)}", mend=mend) from None
+
+
+def write_params(root: Path, text: str) -> bool:
+    """Replaces params.yaml in one step; leaves an equal one untouched. Returns whether it changed."""
+    from pico.files import write_atomic
+
+    path = root / "params.yaml"
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    write_atomic(path, text)
+    return True

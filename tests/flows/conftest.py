@@ -29,7 +29,7 @@ def prefect_url(lab: Path) -> str:
     """The address of the lab's Prefect."""
     from flows.lab.environment import live_prefect, read_record
 
-    url = live_prefect(read_record(lab) or {})
+    url = live_prefect(read_record(lab))
     assert url is not None
     return url
 

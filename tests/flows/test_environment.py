@@ -61,4 +61,4 @@ def test_a_torn_record_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / environment.LAB / "lab.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"prefect": {"pi')
-    assert environment.read_record(tmp_path) is None
+    assert environment.read_record(tmp_path) == {}

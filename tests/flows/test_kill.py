@@ -19,8 +19,8 @@ import pytest
 from lab_project import REPOSITORY, clean_environment, run_python
 from made_documents import made_up, write_documents
 
-from flows.scales import compose, write_params
 from pico.checkpoint import verify
+from pico.cli.settings import compose, write_params
 from pico.config import load_params
 from pico.data.preparation.pipeline import prepare
 from pico.files import sha256_file

@@ -8,7 +8,7 @@ import pytest
 from lab_project import REPOSITORY, clean_environment
 from ruamel.yaml import YAML
 
-from flows.scales import compose, scale_names, write_params
+from pico.cli.settings import compose, scale_names, write_params
 from pico.errors import PicoError
 
 

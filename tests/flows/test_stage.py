@@ -1,4 +1,4 @@
-"""What a stage's process does: exit statuses, messages, and what is then seen in Prefect."""
+"""The process of a stage: its exit statuses and messages, and its flow run in Prefect."""
 
 import os
 import signal
@@ -39,18 +39,17 @@ def work():
 def body(stage):
     stage.logger.info("at work on %s", stage.model)
     work()
-    stage.table("test-table", [{{"a": 1}}], "a table")
-    stage.markdown("test-text", "# text")
+    stage.table("test_Table", [{{"a": 1}}], "a table")
     stage.link("test-link", "params.yaml", "a file")
-    with stage.progress("test-progress") as update:
-        update(0.5)
-        update(1.0)
+    with stage.progress(2, "pages") as bar:
+        bar.fraction(0.5)
+        bar.advance()
     if KIND == "on_ray":
         import ray
         with stage.ray():
             print("RAY", ray.get_runtime_context().gcs_address, flush=True)
 
-run("{kind}", body)
+run("{kind}", body, per_model=KIND == "ok")
 '''
 
 Api = Callable[[str, dict[str, Any]], Any]
@@ -59,6 +58,17 @@ Api = Callable[[str, dict[str, Any]], Any]
 def write_flow(root: Path, kind: str) -> str:
     (root / f"{kind}.py").write_text(FLOW.format(kind=kind))
     return f"{kind}.py"
+
+
+def start_waiting(root: Path) -> subprocess.Popen[bytes]:
+    """Starts a flow that waits, in a session of its own, and returns once it does."""
+    process = subprocess.Popen(
+        [sys.executable, write_flow(root, "wait")], cwd=root, env=clean_environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waiting\n"
+    return process
 
 
 def last_run(api: Api, name: str) -> dict[str, Any]:
@@ -80,7 +90,10 @@ def test_a_domain_error_is_found_in_what_wraps_it(wrap: str) -> None:
 
 
 def test_wrong_arguments_end_with_2_before_prefect_starts(project: Path) -> None:
-    assert run_python(project, write_flow(project, "ok"), "--nonsense").returncode == 2
+    for arguments in (["--model", "tiny", "--nonsense"], []):
+        result = run_python(project, write_flow(project, "ok"), *arguments)
+        assert result.returncode == 2
+        assert "usage: python -m flows ok" in result.stderr
 
 
 def test_an_unknown_model_is_refused_by_name(project: Path) -> None:
@@ -98,7 +111,10 @@ def test_a_stage_is_seen_with_name_tags_and_artifacts(lab: Path, prefect_api: Ap
     assert (run["name"], run["state_type"]) == ("ok-tiny", "COMPLETED")
     assert {"model:tiny", "scale:laptop"} <= set(run["tags"])
     artifacts = prefect_api("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    assert {artifact["key"] for artifact in artifacts} == {"test-table", "test-text", "test-link", "test-progress"}
+    found = {artifact["key"]: artifact["data"] for artifact in artifacts}
+    assert found.keys() == {"test-table", "test-link", "ok-tiny-progress"}
+    assert found["ok-tiny-progress"] == 100
+    assert "ok tiny: 2/2 pages" in result.stderr
 
 
 @pytest.mark.slow
@@ -125,16 +141,7 @@ def test_a_bug_shows_its_traceback_once(lab: Path, prefect_api: Api) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_in_order(lab: Path, prefect_api: Api, number: int, status: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, write_flow(lab, "wait")],
-        cwd=lab,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"waiting\n"
+    process = start_waiting(lab)
     os.killpg(process.pid, number)
     errors = process.communicate(timeout=30)[1].decode()
     assert process.returncode == status, errors
@@ -144,26 +151,16 @@ def test_a_signal_ends_the_run_in_order(lab: Path, prefect_api: Api, number: int
 
 def servers(root: Path) -> list[psutil.Process]:
     """The Prefect servers that run in a project's folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        if "flows.lab.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root):
-            found.append(process)
-    return found
+    return [
+        process for process in psutil.process_iter(["cmdline", "cwd"])
+        if "flows.lab.prefect_server" in (process.info["cmdline"] or []) and process.info["cwd"] == str(root)
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_without_a_lab_a_stage_ends_promptly_and_leaves_no_server(project: Path, number: int, status: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, write_flow(project, "wait")],
-        cwd=project,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"waiting\n"
+    process = start_waiting(project)
     begin = time.monotonic()
     assert len(servers(project)) == 1
     os.killpg(process.pid, number)
@@ -181,6 +178,5 @@ def test_a_stage_uses_the_ray_of_the_lab(lab: Path) -> None:
     from flows.lab.environment import read_record
 
     record = read_record(lab)
-    assert record is not None
     result = run_python(lab, write_flow(lab, "on_ray"))
     assert f"RAY 127.0.0.1:{record['ray']['port']}" in result.stdout, result.stderr

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def paper(monkeypatch) -> Params:
     monkeypatch.chdir(ROOT)
-    from flows.scales import compose
+    from pico.cli.settings import compose
 
     return compose(ROOT, "paper", [])[0]
 
