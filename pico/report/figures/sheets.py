@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 import resvg_py
 
+from pico.errors import PicoError
 from pico.report.figures import colours
 from pico.report.figures.drawing import Entry, Figure, Painter
 
@@ -29,7 +30,12 @@ FONT_FILES = [f"{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf" for name in (
 
 
 def write_sheets(painter: Painter, figures: list[Figure], folder: Path) -> None:
-    """Writes <key>.svg and <key>.png of each figure into a folder that is about to be published."""
+    """Writes <key>.svg and <key>.png of each figure into a folder that is about to be published.
+
+    Raises PicoError where matplotlib was installed without its fonts.
+    """
+    if missing := [file for file in FONT_FILES if not Path(file).is_file()]:  # the renderer would leave out all text
+        raise PicoError(f"matplotlib lacks {', '.join(missing)}", mend="install the wheel: pip install matplotlib")
     light, dark = (
         colours.PAGE[mode] | colours.values(mode, len(painter.suite.models), painter.suite.layers)
         for mode in ("light", "dark")

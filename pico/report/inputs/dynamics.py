@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from safetensors import safe_open
 
-from pico.analysis import METRICS, independence_null, read_table
+from pico.analysis import METRICS, independence_null
 from pico.analysis.metrics.matrix import singular_values
 from pico.errors import PicoError
 from pico.files import canonical_json
 
+COLUMNS = [
+    "run", "step", "metric", "params", "target_step", "target_run", "target_layer", "component", "data_type", "layer",
+    "head", "split", "value", "status", "n", "p", "rank",
+]  # fmt: skip
+"""The columns of pico.analysis.engine.table that are read."""
 CKA = ("debiased_cka", "linear_cka")
 """The estimates of CKA that the report shows: the first of these that was computed."""
 HELDOUT_SPLIT = "val"
@@ -50,7 +56,7 @@ class Dynamics:
     """The analysis table of one model."""
 
     table: pa.Table
-    """The columns of pico.analysis.engine.table; `module` (the layer's suffix, or null) and `settings` (the rest of
+    """COLUMNS; `module` (the layer's suffix, or null) and `settings` (the rest of
     params); and `first`, true for the first configuration of each metric, the one that pictures show. Of a metric that
     compares, the comparisons with one target."""
     compared: pa.Table
@@ -147,7 +153,14 @@ class Dynamics:
 
 def read_dynamics(folder: Path) -> Dynamics:
     """Reads all checkpoints' tables. Raises PicoError where there are none, or one cannot be read."""
-    table = _with_settings(read_table(folder))
+    files = sorted(folder.glob("step_*.parquet"))
+    if not files:
+        raise PicoError("there is no analysis", where=str(folder), mend="run: dvc repro")
+    # Not by pico.analysis.read_table, which imports torch: that takes longer than all reading.
+    try:
+        table = _with_settings(pa.concat_tables([pq.ParquetFile(file).read(COLUMNS) for file in files]))
+    except (pa.ArrowException, OSError) as error:
+        raise PicoError(f"the analysis cannot be read: {error}", where=str(folder), mend="run: dvc repro") from error
     own = table.filter(pc.field("target_run").is_null())
     same = own.filter((pc.field("target_layer") == pc.field("layer")) | pc.field("layer").is_null())
     main = same.filter(pa.array(_main_target(same), pa.bool_()))
