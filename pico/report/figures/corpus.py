@@ -57,7 +57,11 @@ def _lengths(painter: Painter, domains: dict[str, dict[str, Any]]) -> Figure:
 
     def draw(axes: Axes, entry: dict[str, Any]) -> None:
         lows, counts = (np.array(column, float) for column in zip(*entry["lengths"], strict=True))
-        axes.bar(lows, 100 * counts / counts.sum(), width=lows * (width - 1), align="edge", color=colour, linewidth=0)
+        places = np.round(np.log(lows / lows[0]) / np.log(width)).astype(int)
+        shares = np.zeros(places[-1] + 1)
+        shares[places] = 100 * counts / counts.sum()
+        # as one outline: between bars of their own, renderers leave gaps
+        axes.stairs(shares, lows[0] * width ** np.arange(len(shares) + 1), fill=True, color=colour, linewidth=0)
         axes.axvline(median_length(entry, width), color=colours.INK, linewidth=0.9, dashes=(3, 2))
         axes.set_xscale("log")
         axes.set_xlim(*limits)

@@ -100,7 +100,9 @@ def sheet_svg(painter: Painter, figure: Figure, style: str) -> str:
         if panel.heading:
             texts.append(_text(x, y + 9, panel.heading, "heading"))
         size = f'width="{72 * panel.size[0]:.2f}" height="{72 * panel.size[1]:.2f}"'
-        panels.append(panel.svg.replace("<svg ", f'<svg x="{x:.2f}" y="{y + headed:.2f}" {size} ', 1))
+        # as on the page, a label beside long numbers may reach over the panel's edge
+        place = f'<svg x="{x:.2f}" y="{y + headed:.2f}" {size} overflow="visible" '
+        panels.append(panel.svg.replace("<svg ", place, 1))
     rows = -(-len(figure.panels) // columns)
     height = top + rows * (tallest + headed + GAP) - GAP + MARGIN
     opening = (
