@@ -41,7 +41,7 @@ class Hardware:
     """The memory of one device."""
     source: str
     mfu: float
-    """The share of the peak that is taken to go into the model."""
+    """Model FLOPs utilisation that is assumed: the share of the peak."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelPlan:
     tokens: int
     flops_per_token: int
     micro_batch: int
-    """The one in the settings."""
+    """The micro-batch of the settings."""
     memory: Memory
     """Memory with that micro-batch."""
     largest_micro_batch: int | None

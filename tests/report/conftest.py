@@ -112,7 +112,7 @@ def write_inputs(folder: Path, names: Sequence[str], *, nulls: bool = False) -> 
 
 
 def profile_of(counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the gates saw of the documents."""
+    """Returns the statistics of the documents that the gates leave."""
     pair = {"domain": "code", "source": "code-source", "row": 3, "id": "ab" * 32, "similarity": 0.85}
     return {
         "compared_documents": {"train": 2000, "heldout": 40},

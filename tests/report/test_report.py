@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pico import report
 from pico.errors import PicoError
+from pico.identity import closure
 from pico.report.figures.colours import LAYER_RAMPS, MODEL_RAMPS, ramp
 from pico.report.figures.plots import HEADERS, write_plots
 from pico.report.inputs.suite import Inputs, Suite, binned, gather, suite_metrics, suite_table
@@ -239,3 +241,10 @@ def test_ramps_darken_steadily_in_light_mode() -> None:
         # WCAG asks 3:1 for graphics: against the page's near white, and against its near black.
         assert all((0.98 + 0.05) / (value + 0.05) >= 3 for value in light)
         assert all((value + 0.05) / (0.0085 + 0.05) >= 3 for value in dark)
+
+
+def test_inputs_know_no_figures_and_figures_no_pages() -> None:
+    for room, above in (("inputs", ("figures", "pages")), ("figures", ("pages",))):
+        for path in (Path(report.__file__).parent / room).glob("*.py"):
+            reached = closure(f"pico.report.{room}.{path.stem}")
+            assert not [one for one in reached if one.startswith(tuple(f"pico.report.{name}" for name in above))], path

@@ -13,7 +13,7 @@ STAGES = (
     ("bytes", "bytes used", "■"),
     ("train_tokens", "training tokens", "▲"),
 )
-"""Keys of provenance.json whose shares by domain are drawn, what they are, and their signs."""
+"""Keys of provenance.json whose shares by domain are drawn, their labels, and their signs."""
 MARKERS = {"●": "o", "■": "s", "▲": "^"}
 
 

@@ -273,7 +273,7 @@ def count_axis(axes: Axes) -> None:
 
 
 def short_count(value: float) -> str:
-    """1000 -> 1k, 2500000 -> 2.5M."""
+    """Formats 1000 as 1k, 2500000 as 2.5M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"

@@ -47,7 +47,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers to seven significant digits; nothing where there is no number."""
+    """Formats numbers to seven significant digits; nothing where there is no number."""
     if isinstance(value, float):
         return f"{value:.7g}" if np.isfinite(value) else ""
     return "" if value is None else value
