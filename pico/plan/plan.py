@@ -9,10 +9,11 @@ import torch
 
 from pico.config import Params
 from pico.errors import PicoError
-from pico.model.flops import GPUS, ParameterCounts, count_parameters, find_peak, training_flops_per_token
+from pico.model.flops import ParameterCounts, count_parameters, training_flops_per_token
 from pico.plan.disk import Disk, run_disk
 from pico.plan.memory import RESERVED_BYTES, Memory, training_memory
 from pico.train.spec import RunSpec, run_spec
+from pico.watch.hardware import GPUS, find_peak
 
 CPU = "cpu"
 MFU = {True: 0.3, False: 0.4}

@@ -1,6 +1,7 @@
 """How the suite was made, as rows for the report: what a paper's appendix would list."""
 
 from pico.config import Model, Params
+from pico.config.model import in_words
 
 
 def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -104,10 +105,7 @@ def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _architecture(model: Model) -> str:
-    """The decoder in words, with the options that are in force."""
-    norm = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm]
-    positions = {"rotary": "rotary embeddings", "learned": "learned positions", "none": "no positions"}[model.positions]
-    gate = {"silu": "SwiGLU", "gelu": "GEGLU", "relu": "ReGLU"}[model.activation]
-    tied = "tied" if model.tied_embeddings else "untied"
-    parts = [norm, positions, "grouped-query attention", gate, f"{tied} embeddings"]
-    return "Llama-style decoder: " + ", ".join(parts + ["normalised queries and keys"] * model.qk_norm)
+    """Returns the decoder in words, with the options that are in force."""
+    words = in_words(model)
+    first = [words.pop("norm"), words.pop("positions"), "grouped-query attention", words.pop("activation")]
+    return "Llama-style decoder: " + ", ".join([*first, *words.values()])
