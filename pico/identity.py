@@ -29,6 +29,7 @@ INFRASTRUCTURE = (
     "pico.errors",
     "pico.files",
     "pico.identity",
+    "pico.plugins",
     "pico.spread",
     "pico.watch",
 )
