@@ -12,7 +12,7 @@ from prefect import task
 
 from flows.stage import Stage, run
 from pico.analysis.engine.comparisons import other_runs
-from pico.analysis.engine.plugins import MetricFile, read_metric_files
+from pico.analysis.engine.plugins import read_metric_files
 from pico.analysis.engine.run import analysis_folder, analyze_run, find_checkpoints
 from pico.analysis.engine.table import read_table
 from pico.behaviour.checkpoint import BehaviourTask, identity, measure_checkpoint
@@ -21,6 +21,7 @@ from pico.checkpoint import Checkpoint
 from pico.config import Analysis, Behaviour
 from pico.errors import PicoError
 from pico.files import publish
+from pico.plugins import UserFile
 
 DATA = Path("data")
 TOKENS = DATA / "tokens"
@@ -89,7 +90,7 @@ def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
     }
 
 
-def _watched(files: tuple[MetricFile, ...]) -> tuple[MetricFile, ...]:
+def _watched(files: tuple[UserFile, ...]) -> tuple[UserFile, ...]:
     """The same; refuses files that DVC would not see change."""
     from ruamel.yaml import YAML
 

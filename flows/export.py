@@ -10,8 +10,7 @@ from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import Params
 from pico.errors import PicoError
 from pico.export.hugging_face import verify_export, write_model
-from pico.export.model_card import model_card
-from pico.export.samples import continuations
+from pico.export.model_card import continuations, model_card
 from pico.export.tokenizer import heldout_rows, write_tokenizer
 from pico.files import publishing, read_json, write_atomic, write_json
 from pico.model import DecoderConfig

@@ -53,19 +53,19 @@ class Checkpoint:
         return read_json(self.folder / "config.json")
 
     def model(self, prefix: str = "") -> dict[str, Tensor]:
-        """The parameters by name: all, or those whose names start with `prefix`."""
+        """Returns the parameters by name: all, or those whose names start with `prefix`."""
         return read_tensors(self.folder / "model.safetensors", prefix)
 
     def optimizer(self) -> dict[str, Tensor]:
-        """The optimiser's state; see pico.train. Raises PicoError where this checkpoint has none."""
+        """Returns the optimiser's state; see pico.train. Raises PicoError where this checkpoint has none."""
         return read_tensors(self.folder / "optimizer.safetensors")
 
     def dynamics(self, split: str, kind: str, prefix: str = "") -> dict[str, Tensor]:
-        """Captured tensors by module or parameter name; split: train or val; kind: activations or gradients."""
+        """Returns captured tensors by module or parameter name; split: train or val; kind: activations or gradients."""
         return read_tensors(self.folder / DYNAMICS / f"{split}_{kind}.safetensors", prefix)
 
     def dynamics_metadata(self, split: str, kind: str) -> dict[str, str]:
-        """What the file of captured tensors says of itself, such as `positions`; see pico.train.capture."""
+        """Returns the metadata of a file of captured tensors, such as `positions`; see pico.train.capture."""
         with safe_open(self.folder / DYNAMICS / f"{split}_{kind}.safetensors", framework="pt") as file:
             return file.metadata() or {}
 
@@ -147,7 +147,7 @@ def verify(folder: Path) -> Checkpoint:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """`bytes` and `sha256` of each file by name. Raises PicoError where there is no manifest, or it is damaged."""
+    """Returns `bytes` and `sha256` of each file by name. Raises PicoError for a missing or damaged manifest."""
     if not (folder / MANIFEST).exists():
         raise PicoError(f"{folder} has no {MANIFEST}: it was never finished", mend=DELETE)
     try:
@@ -162,7 +162,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
-    """All finished checkpoints of a run, by step. `run` holds `checkpoints/step_*`. Contents are not verified."""
+    """Returns all finished checkpoints of a run, by step. Their contents are not verified."""
     folders = sorted((run / "checkpoints").glob(STEP_GLOB))
     return [Checkpoint(folder) for folder in folders if (folder / MANIFEST).exists()]
 
@@ -172,12 +172,12 @@ STEP_GLOB = f"step_{'[0-9]' * 8}"
 
 
 def step_name(step: int) -> str:
-    """The folder name of a step, sorting as numbers do."""
+    """Returns the folder name of a step, sorting as numbers do."""
     return f"step_{step:08d}"
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Safetensors, in name order and contiguous, so that equal tensors give equal bytes."""
+    """Writes safetensors, in name order and contiguous, so that equal tensors give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     contents = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
     save_file(contents, path, metadata=dict(metadata) if metadata else None)

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend: it says what was wrong, where, and what to do."""
+"""The one exception for what a user can correct: it says what was wrong, where, and what to do."""
 
 
 class PicoError(Exception):
-    """What happened, where (file, key, row), and how to mend it; shown to the user without a traceback."""
+    """An error with its place (file, key, row) and its remedy, shown to the user without a traceback."""
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
         self.what, self.where, self.mend = what, where, mend

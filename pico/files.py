@@ -1,4 +1,4 @@
-"""Writes that are whole or absent, and the fingerprints that name working folders."""
+"""Atomic writes, and the fingerprints that name working folders."""
 
 import errno
 import hashlib
@@ -13,22 +13,22 @@ from typing import Any
 from pico.errors import PicoError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a disk, or a share of it, that is full."""
+"""Error numbers of a disk, or a share of it, that is full."""
 
 
 def canonical_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON with sorted keys and no NaN: equal values give equal bytes."""
+    """Returns JSON with sorted keys and no NaN: equal values give equal bytes."""
     separators = (",", ":") if indent is None else None
     return json.dumps(value, sort_keys=True, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
 
 
 def fingerprint(value: Any) -> str:
-    """The first 16 hex digits of the sha256 of `value`'s canonical JSON: the name of a working folder."""
+    """Returns the first 16 hex digits of the sha256 of `value`'s canonical JSON: the name of a working folder."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file, in hex; read in pieces, so any size will do."""
+    """Returns the sha256 of a file, in hex; read in pieces, so any size will do."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -73,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; a missing or broken one is a PicoError that names it."""
+    """Returns what a JSON file holds. Raises PicoError naming one that is missing or broken."""
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def working_folder(stage: str, identity: Any, root: Path = Path("runs")) -> Path:
-    """The resumable folder of a stage, `runs/<stage>/<fingerprint of identity>/`; untracked, kept across kills."""
+    """Returns the resumable folder `runs/<stage>/<fingerprint of identity>/` of a stage; kept across kills."""
     folder = root / stage / fingerprint(identity)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

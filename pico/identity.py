@@ -7,12 +7,13 @@ agree: what an entry point can import is part of its results' identity, and noth
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import NamedTuple
 
+from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ INFRASTRUCTURE = (
     "pico.errors",
     "pico.files",
     "pico.identity",
+    "pico.plugins",
     "pico.spread",
     "pico.watch",
 )
@@ -151,13 +153,19 @@ def code(*entries: str) -> dict[str, str]:
 
 
 @cache
-def libraries(*entries: str) -> dict[str, str]:
-    """Returns the installed version of each library that `closure` imports, by the name it is installed under.
-
-    A library that is not installed has the version "none": what needs it could not have run. See NOT_SCIENCE.
-    """
+def library_names(*entries: str) -> tuple[str, ...]:
+    """Returns the libraries that `closure` imports, by the names they are installed under; see NOT_SCIENCE."""
     names = {name for module in closure(*entries) for name in imports(module).libraries} - NOT_SCIENCE
-    return {name: _version(name) for name in sorted(distribution(name) for name in names)}
+    return tuple(sorted({distribution(name) for name in names}))
+
+
+@cache
+def libraries(*entries: str) -> dict[str, str]:
+    """Returns the installed version of each of `library_names`.
+
+    A library that is not installed has the version "none": what needs it could not have run.
+    """
+    return {name: installed_version(name) or "none" for name in library_names(*entries)}
 
 
 def distribution(name: str) -> str:
@@ -171,11 +179,33 @@ def _distributions() -> dict[str, list[str]]:
     return dict(packages_distributions())
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str | None:
+    """Returns the version of a library with its local part, such as "2.13.0+cpu"; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "none"
+        return None
+
+
+def require_pinned(pinned: Mapping[str, str], where: str) -> None:
+    """Raises PicoError where a library is installed in another version than dvc.lock would name.
+
+    pinned: name -> version, as libraries.yaml has them. Local parts, such as "+cpu", are not compared; what is not
+    installed is not either, since what needs it says so.
+    """
+    wrong = [
+        f"{name} {found} is installed, {wanted} is pinned"
+        for name, wanted in pinned.items()
+        if (found := installed_version(name)) and found.partition("+")[0] != wanted
+    ]
+    if wrong:
+        raise PicoError(
+            "results would be recorded as made by other libraries than they are:\n"
+            + "\n".join(f"  - {line}" for line in wrong),
+            where=where,
+            mend="install what is pinned: make install; or write down what is meant in requirements.lock, then: "
+            "python tools/libraries.py",
+        )
 
 
 @cache

@@ -48,7 +48,7 @@ def with_threads(function: Callable[..., Any], arguments: Iterable[Any], threads
 def _spread_on_ray(
     ray: Any, function: Callable[..., Any], calls: Sequence[tuple], threads: int, workers: int | None, gpus: float
 ) -> Iterator[tuple[int, Any]]:
-    """The Ray half: one task a call, a bounded number in flight, the original exception on failure."""
+    """Runs one Ray task a call, a bounded number in flight; raises the original exception on failure."""
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(with_threads)
     limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1) // threads))
     waiting = iter(enumerate(calls))
@@ -84,7 +84,7 @@ def release(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def release_memory() -> None:
-    """Gives back what Arrow's pool and the C library hold for later; where neither can, nothing happens."""
+    """Gives free memory of Arrow's pool and of the C library back, where they can."""
     arrow = sys.modules.get("pyarrow")
     if arrow:
         arrow.default_memory_pool().release_unused()

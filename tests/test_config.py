@@ -1,14 +1,21 @@
 """Settings: every scale resolves and is consistent; a wrong key, type or combination is named with its mend."""
 
+import copy
+import dataclasses
+import functools
 import importlib.util
 import io
+import operator
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dvc.utils.hydra import compose_and_dump
 from ruamel.yaml import YAML
 
-from pico.config import Params, load_params, parse_params, section_of
+from pico.config import DecoderConfig, Params, load_params, parse_params, section_of
 from pico.errors import PicoError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +41,62 @@ def test_the_five_scales_exist():
 def test_every_scale_composes_resolves_and_is_checked(scale, tmp_path):
     params = load_params(composed(scale, tmp_path))
     assert params.suite.scale == scale
-    assert params.schedule.warmup_steps < params.training.steps
+
+
+def named(tree: object, path: tuple = ()) -> Iterator[tuple]:
+    """The place of every setting of params.yaml, those of list entries included."""
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, inner in entries:
+        yield (*path, key)
+        yield from named(inner, (*path, key))
+
+
+def test_no_default_in_code_stands_in_for_a_setting_that_params_yaml_lacks(tmp_path):
+    """DVC sees params.yaml alone: what it does not name could change unseen."""
+    tree = values("paper", tmp_path)
+    whole = parse_params(tree)
+    of_sources = tree["corpus"]["defaults"].keys()
+    for *parents, last in named(tree):
+        left_out = copy.deepcopy(tree)
+        node = functools.reduce(operator.getitem, parents, left_out)
+        if not isinstance(node, dict) or parents[-1:] == ["members"]:  # names that the user gives
+            continue
+        value = node.pop(last)
+        if parents[:2] == ["corpus", "sources"] and last in of_sources:
+            continue  # taken from corpus.defaults
+        try:
+            found = parse_params(left_out)
+        except PicoError:
+            continue
+        assert (value, found) == (None, whole), (*parents, last)
+
+
+def test_a_source_takes_what_it_does_not_name_from_the_defaults(tmp_path):
+    tree = values("laptop", tmp_path)
+    mine = {"name": "mine", "domain": "notes", "licence": "private", "kind": "files"}
+    tree["corpus"]["sources"] = [mine, {**mine, "name": "other", "reader": "text"}]
+    tree["corpus"]["defaults"] |= {"reader": "csv", "text_field": "body"}
+    first, second = parse_params(tree).corpus.sources
+    assert (first.reader, first.text_field, first.glob) == ("csv", "body", "**")
+    assert (second.reader, second.text_field) == ("text", "body")
+    del tree["corpus"]["defaults"]["text_field"]
+    with pytest.raises(PicoError, match=r"1 setting is wrong\n  - corpus\.defaults\.text_field is missing"):
+        parse_params(tree)
+
+
+def test_settings_are_read_without_torch():
+    program = "import sys, pico.config; pico.config.load_params(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_the_sections_of_a_model_are_the_fields_of_the_decoder(tmp_path):
+    tree = values("laptop", tmp_path)
+    names = {field.name for field in dataclasses.fields(DecoderConfig)}
+    assert tree["model"].keys() | tree["models"]["tiny"].keys() == names
+    tree["model"] |= {"qk_norm": True, "positions": "learned"}
+    decoder = parse_params(tree).decoder("small")
+    assert decoder.to_dict() == {**tree["model"], **tree["models"]["small"]}
+    assert decoder.departures == {"qk_norm": True, "positions": "learned"}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -42,10 +104,7 @@ def test_only_width_differs_between_the_models_of_a_suite(scale, tmp_path):
     params = load_params(composed(scale, tmp_path))
     widths = [params.models[name].d_model for name in params.suite.models]
     assert widths == sorted(set(widths))
-    assert set(params.models["tiny" if "tiny" in params.models else "1b"].__class__.model_fields) == {
-        "d_model",
-        "activation_hidden_dim",
-    }
+    assert all(set(dict(width)) == {"d_model", "activation_hidden_dim"} for width in params.models.values())
 
 
 def test_paper_scale_is_the_published_one(tmp_path):
@@ -99,16 +158,28 @@ def test_a_wrong_value_is_named_with_its_key(value, tmp_path):
 def test_all_wrong_settings_are_reported_at_once(tmp_path):
     tree = values("laptop", tmp_path)
     tree["optimizer"]["lr"] = "fast"
-    del tree["seed"]
-    with pytest.raises(PicoError, match="2 settings are wrong"):
+    del tree["seed"], tree["packing"]["shuffle"]
+    with pytest.raises(PicoError, match="3 settings are wrong"):
+        parse_params(tree)
+
+
+def test_all_settings_that_do_not_fit_together_are_reported_at_once(tmp_path):
+    tree = values("laptop", tmp_path)
+    tree["packing"]["seq_len"] = tree["schedule"]["warmup_steps"] = 10_000
+    with pytest.raises(PicoError, match=r"2 settings are wrong(?s:.*)packing\.seq_len(?s:.*)schedule\.warmup_steps"):
         parse_params(tree)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("models", "small", "d_model"), 65, "not a multiple of 2 x model.attention_n_heads"),
-        (("model", "attention_n_kv_heads"), 3, "not a multiple of"),
+        (("models", "small", "d_model"), 65, r"models\.small\.d_model = 65 is not .* of model\.attention_n_heads = 4"),
+        (("models", "small", "d_model"), 68, r"models\.small\.d_model = 68 .* twice model\.attention_n_heads = 4"),
+        (
+            ("model", "attention_n_kv_heads"),
+            3,
+            r"1 setting is .*\n.*\.attention_n_heads = 4 is .* model\.attention_n_kv",
+        ),
         (("tokenizer", "vocab_size"), 5000, "exceeds model.vocab_size"),
         (("packing", "seq_len"), 4096, "exceeds model.max_seq_len"),
         (("training", "workers"), 3, "not a multiple of training.workers"),

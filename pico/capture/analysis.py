@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pico.analysis.engine.components import get_component
-from pico.analysis.engine.plugins import MetricFile, files_identity, load_metric_files
+from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.run import analysis_folder, analyze_run
 from pico.analysis.engine.table import read_table
 from pico.analysis.metrics.registry import get_metric
@@ -13,6 +13,7 @@ from pico.capture.places import Place
 from pico.capture.run import Settings, captured_run, device
 from pico.errors import PicoError
 from pico.files import full_disk_named, write_atomic, write_json
+from pico.plugins import UserFile, file_hashes
 
 DEFAULT_METRICS = (
     "debiased_cka", "per", "effective_rank", "stable_rank", "condition_number", "frobenius_norm", "spectral_norm",
@@ -44,7 +45,7 @@ def analyze_place(
     name: str,
     metrics: Sequence[str] = DEFAULT_METRICS,
     components: Sequence[str] = ("simple", "ov_circuit"),
-    files: Sequence[MetricFile] = (),
+    files: Sequence[UserFile] = (),
     root: Path = Path("runs"),
     report: Report | None = None,
 ) -> Analysed:
@@ -80,7 +81,7 @@ def analyze_place(
         "layers": layers,
         "metrics": list(metrics),
         "components": list(components),
-        "files": files_identity(files),
+        "files": file_hashes(files),
     }
     with full_disk_named(out):
         out.mkdir(parents=True, exist_ok=True)

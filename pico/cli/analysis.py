@@ -11,7 +11,7 @@ from pico.cli.common import AsJson, Group, project_root
 from pico.errors import PicoError
 
 if TYPE_CHECKING:
-    from pico.analysis.engine.plugins import MetricFile
+    from pico.plugins import UserFile
 
 app = typer.Typer(cls=Group)
 
@@ -174,7 +174,7 @@ def _plain(text: str) -> Any:
     return Text(text)  # square brackets in a definition are not markup
 
 
-def _metric_files_of_the_project() -> "tuple[MetricFile, ...]":
+def _metric_files_of_the_project() -> "tuple[UserFile, ...]":
     """Those that params.yaml names, where the current folder is in a project."""
     from pico.analysis.engine.plugins import read_metric_files
     from pico.config import load_params

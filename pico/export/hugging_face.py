@@ -8,9 +8,10 @@ are the same function once the rows of q and k are permuted within each head, so
 nothing else changes. `verify_export` proves it on real tokens before anything is published.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from pico.checkpoint import Checkpoint, read_tensors
 from pico.errors import PicoError
-from pico.export.loading import load_exported
 from pico.files import full_disk_named, write_json
 from pico.model import Decoder, DecoderConfig
 
@@ -41,40 +41,46 @@ LAYER_NAMES = {
     "swiglu.w_2.weight": "mlp.down_proj.weight",
     "attention_norm.weight": "input_layernorm.weight",
     "swiglu_norm.weight": "post_attention_layernorm.weight",
-}
-
-
-NORM_NAMES = {
     "attention.q_norm.weight": "self_attn.q_norm.weight",
     "attention.k_norm.weight": "self_attn.k_norm.weight",
 }
-ROTATED = ("attention.q_proj.weight", "attention.k_proj.weight", *NORM_NAMES)
+ROTATED = tuple(f"attention.{name}.weight" for name in ("q_proj", "k_proj", "q_norm", "k_norm"))
+"""Parameters whose rows are rotated in pairs, or normalised before that."""
 
 
-def architecture(config: DecoderConfig) -> tuple[str, str]:
-    """The class and the model_type of transformers that compute what this decoder computes.
+class Architecture(NamedTuple):
+    """An architecture of transformers that computes what a decoder with certain options computes."""
 
-    Raises PicoError, naming the options, where there is none.
-    """
-    options = {
-        "norm": config.norm == "layernorm",
-        "positions": config.positions != "rotary",
-        "qk_norm": config.qk_norm,
-    }
-    found = [name for name, given in options.items() if given]
-    if not found:
-        return "LlamaForCausalLM", "llama"
-    if found == ["qk_norm"]:
-        return "Qwen3ForCausalLM", "qwen3"
-    if found == ["norm"]:
-        return "StableLmForCausalLM", "stablelm"
-    if found == ["positions"] and config.positions == "none":
-        return "SmolLM3ForCausalLM", "smollm3"
-    given = ", ".join(f"{name} = {getattr(config, name)}" for name in found)
+    title: str
+    model_class: str
+    model_type: str
+    options: dict[str, Any]
+    """The options that it has beyond those of EXPRESSED; all others must be at their default."""
+
+
+ARCHITECTURES = (
+    Architecture("Llama", "LlamaForCausalLM", "llama", {}),
+    Architecture("Qwen3", "Qwen3ForCausalLM", "qwen3", {"qk_norm": True}),
+    Architecture("StableLM", "StableLmForCausalLM", "stablelm", {"norm": "layernorm"}),
+    Architecture("SmolLM3", "SmolLM3ForCausalLM", "smollm3", {"positions": "none"}),
+)
+EXPRESSED = ("activation", "tied_embeddings")
+"""Options that config.json has a key for, whatever the architecture. An option of DecoderConfig that is neither here
+nor in ARCHITECTURES is refused when it is in force."""
+
+
+def architecture(config: DecoderConfig) -> Architecture:
+    """Returns the architecture that has the options in force. Raises PicoError, naming them, where none has."""
+    options = {name: value for name, value in config.departures.items() if name not in EXPRESSED}
+    for found in ARCHITECTURES:
+        if found.options == options:
+            return found
+    known = [f"{name}: {str(value).lower()}" for one in ARCHITECTURES for name, value in one.options.items()]
     raise PicoError(
-        f"no architecture of transformers is a gated decoder without biases with {given}",
+        "no architecture of transformers is a gated decoder without biases with "
+        + ", ".join(f"{name} = {value}" for name, value in options.items()),
         mend="use the checkpoint with pico.model.load_decoder, or train with one such option at most "
-        "(norm: layernorm, positions: none, qk_norm: true), which can be exported",
+        f"({', '.join(known)}), which can be exported",
     )
 
 
@@ -84,18 +90,17 @@ def interleaved_to_halves(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def halves_to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `interleaved_to_halves`."""
+    """Undoes `interleaved_to_halves`."""
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 def llama_name(name: str) -> str:
-    """The Llama name of one of our parameters. Raises PicoError for a name that the decoder does not have."""
+    """Returns the Llama name of one of our parameters. Raises PicoError for a name that no known decoder has."""
     if name in MODEL_NAMES:
         return MODEL_NAMES[name]
-    parts = name.split(".", 2)
-    names = {**LAYER_NAMES, **NORM_NAMES}
-    if parts[0] == "layers" and len(parts) == 3 and parts[2] in names:
-        return f"model.layers.{parts[1]}.{names[parts[2]]}"
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    if match and match[2] in LAYER_NAMES:
+        return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}"
     raise PicoError(
         f"parameter {name} has no counterpart in the Llama architecture",
         mend="only pico-decoder checkpoints are exported",
@@ -103,7 +108,7 @@ def llama_name(name: str) -> str:
 
 
 def llama_tensors(weights: Mapping[str, Tensor], config: DecoderConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The parameters of a checkpoint under Llama's names, in `dtype`, with q and k in Llama's row order.
+    """Returns the parameters of a checkpoint under Llama's names, in `dtype`, with q and k in Llama's row order.
 
     Tied embeddings are there once. StableLM's norms have biases, which are 0.
     """
@@ -121,19 +126,19 @@ def llama_tensors(weights: Mapping[str, Tensor], config: DecoderConfig, dtype: t
 
 
 def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM, or of the `architecture` that fits.
+    """Returns config.json of a LlamaForCausalLM, or of the `architecture` that fits.
 
     Rotary settings and the type are given under their older names as well, which llama.cpp, vLLM and transformers 4
     read; no version of a library is in it, so equal models give equal bytes.
     """
-    model_class, model_type = architecture(config)
+    found = architecture(config)
     own: dict[str, Any] = {}
-    if model_type == "stablelm":
+    if found.model_type == "stablelm":
         own = {"layer_norm_eps": config.norm_eps, "partial_rotary_factor": 1.0}
-    elif model_type == "smollm3":
+    elif found.model_type == "smollm3":
         own = {"no_rope_layers": [0] * config.n_layers}
     return {
-        "architectures": [model_class],
+        "architectures": [found.model_class],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": eos_id,
@@ -145,7 +150,7 @@ def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str,
         "intermediate_size": config.activation_hidden_dim,
         "max_position_embeddings": config.max_seq_len,
         "mlp_bias": False,
-        "model_type": model_type,
+        "model_type": found.model_type,
         "num_attention_heads": config.attention_n_heads,
         "num_hidden_layers": config.n_layers,
         "num_key_value_heads": config.attention_n_kv_heads,
@@ -174,6 +179,20 @@ def write_model(folder: Path, checkpoint: Checkpoint, *, dtype: str, eos_id: int
     with full_disk_named(folder / "model.safetensors"):
         # The metadata is what transformers itself writes; without it older releases refuse the file.
         save_file(dict(sorted(tensors.items())), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_exported(folder: Path) -> Any:
+    """Returns the model of an exported folder as its users load it, in float32 and eval mode."""
+    from transformers import AutoModelForCausalLM  # slow to import, so only where it is used
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @torch.no_grad()

@@ -46,14 +46,14 @@ def write_tokenizer(folder: Path, source: Path, *, max_seq_len: int) -> dict[str
 
 
 def _id_of(tokenizer: dict[str, Any], token: str) -> int | None:
-    """The id of `token` among the added tokens or the vocabulary of a tokenizer.json."""
+    """Returns the id of `token` among the added tokens or the vocabulary of a tokenizer.json."""
     added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
     vocabulary = tokenizer["model"].get("vocab", {})
     return added.get(token, vocabulary.get(token) if isinstance(vocabulary, dict) else None)
 
 
 def heldout_rows(tokens: Path, per_domain: int) -> Tensor:
-    """The first `per_domain` held-out rows of each domain of `data/tokens/`: (rows, seq_len + 1) int64."""
+    """Returns the first `per_domain` held-out rows of each domain of `data/tokens/`: (rows, seq_len + 1) int64."""
     files = sorted((tokens / "heldout").glob("*.parquet"))
     rows: list[list[int]] = []
     for file in files:

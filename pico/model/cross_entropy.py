@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
 ) -> Tensor:
-    """-log softmax(hidden @ weight.T)[targets] in nats, in float32.
+    """Returns -log softmax(hidden @ weight.T)[targets] in nats, in float32.
 
     hidden: (n, d_model); weight: (vocab, d_model); targets: (n,) int64. Returns a scalar, or (n,) for "none", which
     carries no gradient. Under autocast the matrix products run in the autocast type, everything else in float32.
@@ -75,12 +75,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each row, float32."""
+    """Returns the cross-entropy of each row, float32."""
     logits = logits.float()
     return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Slices of rows whose logits number at most CHUNK_ELEMENTS; a pure function of shapes and kind of device."""
+    """Returns slices of rows whose logits number at most CHUNK_ELEMENTS: a function of shapes and kind of device."""
     size = max(16, CHUNK_ELEMENTS.get(hidden.device.type, 1 << 24) // len(weight))
     return [slice(start, start + size) for start in range(0, len(hidden), size)]

@@ -7,19 +7,19 @@
 
 Read it from the bottom up: `Decoder` is made of `Block`s, a block of `Attention` and `SwiGLU`. No biases anywhere;
 input and output embeddings are separate. Sources: Llama (arXiv 2302.13971), grouped queries (2305.13245), rotary
-embeddings (2104.09864), SwiGLU (2002.05202), Pico (2509.16413). Five options depart from it, for studies of what each
-part does; without them the model is the published one, to the bit.
+embeddings (2104.09864), SwiGLU (2002.05202), Pico (2509.16413). The options of `DecoderConfig` (pico/config/model.py)
+depart from it, for studies of what each part does; without them the model is the published one, to the bit.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pico.config import DecoderConfig
 from pico.errors import PicoError
 from pico.model.cross_entropy import linear_cross_entropy
 from pico.model.linear import Linear
@@ -28,86 +28,11 @@ if TYPE_CHECKING:
     from pico.checkpoint import Checkpoint
 
 INIT_STD = 0.02
-Norm = Literal["rmsnorm", "layernorm"]
-Activation = Literal["silu", "gelu", "relu"]
-Positions = Literal["rotary", "learned", "none"]
-OPTIONS = ("norm", "activation", "positions", "tied_embeddings", "qk_norm")
-"""Settings that a config.json may lack: those of older and of published checkpoints do."""
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a decoder. Raises PicoError where the parts do not fit."""
-
-    d_model: int
-    """Width of the residual stream; the only thing, with activation_hidden_dim, that differs within a suite."""
-    n_layers: int
-    vocab_size: int
-    max_seq_len: int
-    """Longest input; rotary tables are made for this many positions."""
-    attention_n_heads: int
-    attention_n_kv_heads: int
-    """Heads of keys and values; each serves attention_n_heads / attention_n_kv_heads query heads."""
-    activation_hidden_dim: int
-    """Inner width of the MLP."""
-    norm_eps: float = 1e-6
-    position_emb_theta: float = 10000.0
-    norm: Norm = "rmsnorm"
-    """`layernorm` also takes the mean away."""
-    activation: Activation = "silu"
-    """Of the MLP's gate: SwiGLU, GeGLU or ReGLU."""
-    positions: Positions = "rotary"
-    """How attention knows order: rotated queries and keys, a learned vector added to each embedding, or not at all but
-    for causality."""
-    tied_embeddings: bool = False
-    """Whether one matrix both reads and writes tokens."""
-    qk_norm: bool = False
-    """Whether queries and keys are normalised in each head, before they are rotated (arXiv 2302.05442)."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (("norm", Norm), ("activation", Activation), ("positions", Positions)):
-            if getattr(self, name) not in get_args(choices):
-                raise PicoError(f"DecoderConfig.{name} = {getattr(self, name)!r} is none of {get_args(choices)}")
-        for name in (field.name for field in fields(self) if field.name not in OPTIONS):
-            if getattr(self, name) <= 0:
-                raise PicoError(f"DecoderConfig.{name} = {getattr(self, name)} is not positive")
-        pair = 2 if self.positions == "rotary" else 1
-        if self.d_model % (pair * self.attention_n_heads):
-            raise PicoError(
-                f"d_model = {self.d_model} is not a multiple of {'2 x ' if pair == 2 else ''}attention_n_heads = "
-                f"{pair * self.attention_n_heads}",
-                mend="heads need equal widths, and even ones where rotary embeddings rotate pairs: change one",
-            )
-        if self.attention_n_heads % self.attention_n_kv_heads:
-            raise PicoError(
-                f"attention_n_heads = {self.attention_n_heads} is not a multiple of "
-                f"attention_n_kv_heads = {self.attention_n_kv_heads}",
-                mend="each key/value head serves the same number of query heads: change one of the two",
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.d_model // self.attention_n_heads
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as config.json holds them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DecoderConfig":
-        """The inverse of `to_dict`. Raises PicoError naming unknown or missing keys; OPTIONS may be missing."""
-        known = {field.name for field in fields(cls)}
-        if wrong := sorted((values.keys() - known) | (known - values.keys() - set(OPTIONS))):
-            raise PicoError(
-                f"a decoder configuration has unknown or missing keys: {', '.join(wrong)}",
-                mend=f"it must have {', '.join(sorted(known - set(OPTIONS)))}, and may have {', '.join(OPTIONS)}",
-            )
-        return cls(**values)
+"""Standard deviation of fresh weights, as GPT-2's."""
 
 
 def rotary_table(config: DecoderConfig) -> Tensor:
-    """cos and sin of position * frequency for every position and pair: (max_seq_len, head_dim / 2, 2) float32.
+    """Returns cos and sin of position * frequency for each position and pair: (max_seq_len, head_dim / 2, 2) float32.
 
     Pair j turns by theta^(-2j / head_dim) radians a position: the first pairs tell neighbours apart, the last ones
     only distant positions. The score of a query and a key then depends on their distance alone.
@@ -152,8 +77,8 @@ class LayerNorm(RMSNorm):
         return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), None, self.eps).type_as(x)
 
 
-NORMS: dict[Norm, type[RMSNorm]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+NORMS: dict[str, type[RMSNorm]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 
 
 class Past(NamedTuple):
@@ -194,7 +119,7 @@ class Attention(nn.Module):
         self.rotary, self.qk_norm = config.positions == "rotary", config.qk_norm
 
     def project(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as attention compares and mixes them, each (batch, seq, its heads, head_dim)."""
+        """Returns queries, keys and values as attention uses them, each (batch, seq, its heads, head_dim)."""
         q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -257,7 +182,7 @@ class Cache:
         """Keys and values of each layer, (rows, capacity + 1, kv heads, head_dim); padding goes to the last slot."""
 
     def select(self, rows: Tensor, capacity: int | None = None) -> "Cache":
-        """A copy of some rows, in the order given; a row may be taken several times. rows: (n,) int64 on the CPU."""
+        """Returns a copy of some rows, in the order given, repeats included. rows: (n,) int64 on the CPU."""
         chosen = Cache(len(rows), capacity or self.capacity)
         chosen.lengths = self.lengths[rows]
         used = int(chosen.lengths.max()) if len(rows) else 0
@@ -344,14 +269,14 @@ class Decoder(nn.Module):
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
 
     def embed(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """What the first layer reads, (batch, seq, d_model); `positions` as in `hidden`, from 0 without them."""
+        """Returns the first layer's input, (batch, seq, d_model). positions: (batch, seq); None counts from 0."""
         x = self.embedding_proj(input_ids)
         if self.config.positions == "learned":
             x = x + self.position_proj(torch.arange(x.shape[1], device=x.device) if positions is None else positions)
         return x
 
     def hidden(self, input_ids: Tensor, cache: Cache | None = None, counts: Tensor | None = None) -> Tensor:
-        """The normalised output of the last layer, from which logits are read: (batch, seq, d_model).
+        """Returns the normalised output of the last layer, from which logits are computed: (batch, seq, d_model).
 
         With a cache, rows go on from what the cache holds of them, and are added to it. There, rows may differ in
         length: counts, (batch,) int64 on the CPU, says how many ids of each are real; those after them are padding,
@@ -374,11 +299,11 @@ class Decoder(nn.Module):
         return self.output_norm(x)
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Next-token logits. input_ids: (batch, seq) int64; returns (batch, seq, vocab_size) float32."""
+        """Returns next-token logits, (batch, seq, vocab_size) float32. input_ids: (batch, seq) int64."""
         return self.de_embedding_proj(self.hidden(input_ids, cache)).float()
 
     def loss(self, input_ids: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
-        """Cross-entropy of the targets in nats: what forward and F.cross_entropy give, in a fraction of the memory.
+        """Returns the cross-entropy of the targets in nats, as forward and F.cross_entropy do, in less memory.
 
         input_ids, targets: (batch, seq) int64. Returns a float32 scalar, or (batch, seq) for "none", which carries
         no gradient.
@@ -390,7 +315,7 @@ class Decoder(nn.Module):
 
 
 def load_decoder(checkpoint: "Checkpoint") -> Decoder:
-    """The model of a checkpoint, in eval mode. Raises PicoError where weights and configuration do not fit."""
+    """Returns the model of a checkpoint, in eval mode. Raises PicoError where weights and configuration do not fit."""
     model = Decoder(DecoderConfig.from_dict(checkpoint.config))
     load_weights(model, checkpoint.model(), where=str(checkpoint.folder))
     return model.eval()

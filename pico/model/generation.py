@@ -21,7 +21,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[list[int]]:
-    """Continuations of `prompts` (token ids, at least one each), in their order.
+    """Returns continuations of `prompts` (token ids, at least one each), in their order.
 
     A continuation ends with EOS, which is not returned, after max_new_tokens, or where prompt and continuation fill
     max_seq_len. temperature 0 is greedy; else the next token is drawn as `sample` says, with random numbers that

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-"""Whether this build of torch has oneDNN; those for x86 processors do."""
+"""True where this build of torch has oneDNN, as those for x86 processors do."""
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T, as F.linear. x: (..., n); weight: (m, n); returns (..., m). Differentiable any number of times."""
+    """Returns x @ weight.T, (..., m), as F.linear. x: (..., n); weight: (m, n). Differentiable any number of times."""
     if not (ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32):
         return F.linear(x, weight)
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or x.numel() == 0:
@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """nn.Linear without a bias, by `linear`."""
+    """A linear layer without a bias, computed by `linear`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)

@@ -14,9 +14,10 @@ from rich.table import Column, Table
 
 from pico.config import Params
 from pico.errors import PicoError
-from pico.model.flops import GPUS, ParameterCounts, count_parameters, find_peak, training_flops_per_token
+from pico.model.flops import ParameterCounts, count_parameters, training_flops_per_token
 from pico.plan.resources import RESERVED_BYTES, Disk, Memory, run_disk, training_memory
 from pico.train.spec import RunSpec, run_spec
+from pico.watch.hardware import GPUS, find_peak
 
 CPU = "cpu"
 MFU = {True: 0.3, False: 0.4}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pico.errors import PicoError
 from pico.model import Decoder
-from pico.model.flops import peak_flops, training_flops_per_token
+from pico.model.flops import training_flops_per_token
 from pico.train.batches import Batches, micro_batches
 from pico.train.capture import capture_splits, chosen_layers
 from pico.train.checkpoints import Keeper, State, exclusive
@@ -28,6 +28,7 @@ from pico.train.spec import RunSpec
 from pico.train.spikes import SpikeDetector
 from pico.train.step import Update, Updates
 from pico.train.world import World, reproducible
+from pico.watch.hardware import peak_flops
 
 FLUSH_SECONDS = 0.5
 """How often a single process reads losses back from the device, checks and records them."""

@@ -73,7 +73,7 @@ def run_spec(params: Params, model: str) -> RunSpec:
     return RunSpec(
         model=model,
         seed=params.seed,
-        decoder=DecoderConfig(**params.model.model_dump(), **params.models[model].model_dump()),
+        decoder=params.decoder(model),
         training=params.training,
         optimizer=params.optimizer,
         schedule=params.schedule,

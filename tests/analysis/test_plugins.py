@@ -11,9 +11,10 @@ from synthetic_runs import write_run
 
 from pico.analysis import METRICS, compute, read_table
 from pico.analysis.engine.components import COMPONENTS
-from pico.analysis.engine.plugins import files_identity, load_metric_files, read_metric_files
+from pico.analysis.engine.plugins import load_metric_files, read_metric_files
 from pico.analysis.engine.run import analyze_run
 from pico.errors import PicoError
+from pico.plugins import file_hashes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "custom-metrics.md"
 HEADER = "from pico.analysis.metrics.registry import metric\n\n\n"
@@ -24,7 +25,7 @@ METRIC = '@metric(definition="d", source="s", types="W")\ndef {name}(x):\n    re
 def registers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test registers is gone after it."""
     before = dict(METRICS), dict(COMPONENTS)
-    monkeypatch.setattr("pico.analysis.engine.plugins._loaded", {})
+    monkeypatch.setattr("pico.plugins._loaded", {})
     yield
     for register, former in zip((METRICS, COMPONENTS), before, strict=True):
         register.clear()
@@ -89,11 +90,11 @@ def test_the_text_travels_and_nothing_is_written_beside_it(tmp_path: Path) -> No
 
 def test_the_identity_is_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("a = 1\n")
-    first = files_identity(read_metric_files(["mine.py"], tmp_path))
-    assert first == files_identity(read_metric_files(["mine.py"], tmp_path))
+    first = file_hashes(read_metric_files(["mine.py"], tmp_path))
+    assert first == file_hashes(read_metric_files(["mine.py"], tmp_path))
     assert list(first) == ["mine.py"]
     (tmp_path / "mine.py").write_text("a = 2\n")
-    assert first != files_identity(read_metric_files(["mine.py"], tmp_path))
+    assert first != file_hashes(read_metric_files(["mine.py"], tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -145,16 +146,3 @@ def test_what_a_component_raises_is_named(tmp_path: Path) -> None:
     with pytest.raises(PicoError, match="KeyError: 'nothing'") as caught:
         analyze_run(tmp_path / "run", "tiny", ["per"], ["mine"], tmp_path / "table")
     assert caught.value.where == "mine.py, line 6"
-
-
-def test_paths_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(PicoError, match=r"nowhere\.py cannot be read"):
-        read_metric_files(["nowhere.py"], tmp_path)
-    with pytest.raises(PicoError, match="absolute"):
-        read_metric_files([str(tmp_path / "mine.py")], tmp_path)
-    (tmp_path / "mine.py").write_bytes(b"# \xff")
-    with pytest.raises(PicoError, match="not UTF-8"):
-        read_metric_files(["mine.py"], tmp_path)
-    (tmp_path / "mine.py").write_text("")
-    with pytest.raises(PicoError, match="named twice"):
-        read_metric_files(["mine.py", "mine.py"], tmp_path)

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from pico.config import Params, load_params
+from pico.config import DecoderConfig, Params, load_params
 from pico.export.model_card import model_card
-from pico.model import DecoderConfig
 
 RESULTS = {
     "step": 600,
@@ -29,17 +29,8 @@ def params() -> Params:
     return load_params(Path(__file__).parents[2] / "params.yaml")
 
 
-@pytest.fixture
-def card(params: Params) -> str:
-    config = DecoderConfig(
-        d_model=64,
-        n_layers=4,
-        vocab_size=4096,
-        max_seq_len=256,
-        attention_n_heads=4,
-        attention_n_kv_heads=2,
-        activation_hidden_dim=256,
-    )
+def make_card(params: Params, **options: Any) -> str:
+    config = DecoderConfig(64, 4, 4096, 256, 4, 2, 256, **options)
     return model_card(
         "small",
         params,
@@ -49,6 +40,11 @@ def card(params: Params) -> str:
         results=RESULTS,
         samples=[{"prompt": "The people", "continuation": " of\n```\n| the # end"}],
     )
+
+
+@pytest.fixture
+def card(params: Params) -> str:
+    return make_card(params)
 
 
 def test_front_matter_is_yaml(card: str, params: Params) -> None:
@@ -63,6 +59,16 @@ def test_measured_values_are_stated(card: str) -> None:
     assert re.search(r"\| code \| 1\.234 \| 31\.4 \| 2,560 \|", card)
     assert re.search(r"\| sciq \| acc_norm \| 0\.415 \| 0\.049 \| 0\.250 \| 100 \|", card)
     assert re.search(r"\| lambada \| acc \| — \| — \| 0\.000 \| 0 \|", card)
+
+
+def test_the_architecture_is_the_one_that_was_trained(card: str, params: Params) -> None:
+    assert (
+        "| Llama: RMSNorm before attention and MLP, rotary embeddings, grouped-query attention, SwiGLU, no biases, un"
+        in card
+    )
+    other = make_card(params, qk_norm=True, tied_embeddings=True)
+    assert "the standard Qwen3 architecture" in other
+    assert "SwiGLU, no biases, tied embeddings, normalised queries and keys |" in other
 
 
 def test_every_source_and_licence_is_listed(card: str, params: Params) -> None:

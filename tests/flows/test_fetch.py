@@ -48,7 +48,7 @@ def stage(name: str, wheel: Wheel, **changes: Any) -> Stage:
     """A stage with the shipped settings, but for a small corpus and benchmark."""
     values = YAML(typ="safe").load(PARAMS)
     pin = wheel.model_dump()
-    values["corpus"] = {
+    values["corpus"] |= {
         "folder": "corpus",
         "sources": [
             {"name": "packed", "domain": "d", "licence": "l", "kind": "wheel", "wheel": pin, "glob": "p/*.txt"},

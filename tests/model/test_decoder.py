@@ -147,10 +147,11 @@ def test_checkpoint_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_model": 30}, "not a multiple of 2 x attention_n_heads"),
-        ({"d_model": 12}, "not a multiple of 2 x attention_n_heads"),
-        ({"attention_n_kv_heads": 3}, "not a multiple of attention_n_kv_heads"),
-        ({"n_layers": 0}, "not positive"),
+        ({"d_model": 30}, "d_model = 30 is not a multiple of attention_n_heads = 4"),
+        ({"d_model": 12}, "d_model = 12 is not a multiple of twice attention_n_heads = 4"),
+        ({"attention_n_kv_heads": 3}, "attention_n_heads = 4 is not a multiple of attention_n_kv_heads = 3"),
+        ({"n_layers": 0}, "n_layers = 0: Input should be greater than 0"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan: "),
         ({"n_layer": 2}, "unknown or missing keys: n_layer"),
     ],
 )

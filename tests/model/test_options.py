@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from decoder_options import departures
 
 from pico.checkpoint import write_checkpoint
 from pico.errors import PicoError
@@ -76,8 +77,7 @@ def test_the_default_starts_from_the_same_bits_under_the_same_names():
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm": "layernorm"}, {"activation": "gelu"}, {"activation": "relu"}, {"positions": "learned"},
-        {"positions": "none"}, {"tied_embeddings": True}, {"qk_norm": True},
+        *departures(),
         {"norm": "layernorm", "qk_norm": True, "positions": "learned", "tied_embeddings": True, "activation": "relu"},
     ],
 )  # fmt: skip
@@ -128,9 +128,11 @@ def test_tied_embeddings_are_one_matrix_also_after_a_move():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "batchnorm"}, "norm = 'batchnorm' is none of"),
-        ({"activation": "swiglu"}, "activation = 'swiglu' is none of"),
-        ({"positions": "alibi"}, "positions = 'alibi' is none of"),
+        ({"norm": "batchnorm"}, "norm = 'batchnorm': Input should be 'rmsnorm' or 'layernorm'"),
+        ({"activation": "swiglu"}, "activation = 'swiglu': "),
+        ({"positions": "alibi"}, "positions = 'alibi': "),
+        ({"qk_norm": "yes"}, "qk_norm = 'yes': "),
+        ({"qk_nrom": True}, r"qk_nrom is not a known setting; did you mean qk_norm\?"),
     ],
 )
 def test_an_unknown_option_is_refused_by_name(change, message):

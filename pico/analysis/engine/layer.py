@@ -10,7 +10,7 @@ from typing import Any
 from pico.analysis.engine import blocks, circuits
 from pico.analysis.engine.components import Key
 from pico.analysis.engine.kept import Layer
-from pico.analysis.engine.plugins import MetricFile, load_metric_files
+from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.sidecar import metric_fingerprint
 from pico.analysis.metrics.algebra import on_device
 from pico.analysis.metrics.matrix import Matrix
@@ -18,6 +18,7 @@ from pico.analysis.metrics.registry import Measurement, Metric, compute, get_met
 from pico.analysis.metrics.trajectory import Trajectory, distance
 from pico.errors import PicoError
 from pico.files import canonical_json, fingerprint
+from pico.plugins import UserFile
 
 _REGISTERED = (blocks, circuits)  # importing them registers their components
 
@@ -59,7 +60,7 @@ class Task:
     """The checkpoints before this one, oldest first."""
     targets: tuple[Target, ...]
     """What metrics with target `last` compare with."""
-    files: tuple[MetricFile, ...] = ()
+    files: tuple[UserFile, ...] = ()
     """The user's own metrics and components."""
     data_types: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Metrics that are measured of these types of data only; of the others of all that they are defined for."""

@@ -15,7 +15,7 @@ from pico.analysis.engine.comparisons import other_runs, targets_of
 from pico.analysis.engine.components import MODEL, OF_THE_MODEL, get_component
 from pico.analysis.engine.layer import Place, Row, Task, measure_layer
 from pico.analysis.engine.layers import choose_layers
-from pico.analysis.engine.plugins import MetricFile, files_identity, load_metric_files
+from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.sidecar import checkpoint_folder, drop_others
 from pico.analysis.engine.table import file_name, write_table
 from pico.analysis.engine.training import TrainingTask, measure_training, of_training
@@ -23,6 +23,7 @@ from pico.analysis.metrics.registry import get_metric, nearest
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file, working_folder
+from pico.plugins import UserFile, file_hashes
 from pico.spread import spread
 
 Part = Callable[[], list[Row]]
@@ -54,7 +55,7 @@ def analysis_folder(
     compare: Sequence[str | int] = ("last",),
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
-    files: Sequence[MetricFile] = (),
+    files: Sequence[UserFile] = (),
     data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
     device: str = "cpu",
     more: Any = None,
@@ -73,7 +74,7 @@ def analysis_folder(
         "checkpoints": _manifests(run),
         "curve": sha256_file(run / CURVE) if (run / CURVE).exists() else None,
         "others": {other: _manifests(folder) for other, folder in (others or {}).items()},
-        "files": files_identity(files),
+        "files": file_hashes(files),
         "data_types": {metric: list(chosen) for metric, chosen in data_types.items()},
         "device": device,
         "more": more,
@@ -97,7 +98,7 @@ def analyze_run(
     compare: Sequence[str | int] = ("last",),
     layer_pairs: bool = False,
     others: Mapping[str, Path] | None = None,
-    files: Sequence[MetricFile] = (),
+    files: Sequence[UserFile] = (),
     data_types: Mapping[str, Sequence[str]] = MappingProxyType({}),
     device: str = "cpu",
     more: Callable[[Checkpoint], Part | None] = lambda checkpoint: None,
@@ -130,7 +131,7 @@ def analyze_run(
     for component in components:
         get_component(component)
     if sidecars is not None and files:  # what was measured by other versions of them is not looked at
-        sidecars = sidecars / f"with_{fingerprint(files_identity(files))}"
+        sidecars = sidecars / f"with_{fingerprint(file_hashes(files))}"
     found = find_checkpoints(run)
     places = _places(found, name, sidecars)
     n_layers = min(int(one.config["n_layers"]) for one in found)

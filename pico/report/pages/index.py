@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pico.config import Model, Params
+from pico.config.model import in_words
 from pico.files import publishing, write_atomic, write_json
 from pico.report.figures.corpus import data_figures
 from pico.report.figures.drawing import Figure, Painter
@@ -211,9 +212,6 @@ def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _architecture(model: Model) -> str:
     """Returns the decoder in words, with the options that are in force."""
-    norm = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm]
-    positions = {"rotary": "rotary embeddings", "learned": "learned positions", "none": "no positions"}[model.positions]
-    gate = {"silu": "SwiGLU", "gelu": "GEGLU", "relu": "ReGLU"}[model.activation]
-    tied = "tied" if model.tied_embeddings else "untied"
-    parts = [norm, positions, "grouped-query attention", gate, f"{tied} embeddings"]
-    return "Llama-style decoder: " + ", ".join(parts + ["normalised queries and keys"] * model.qk_norm)
+    words = in_words(model)
+    first = [words.pop("norm"), words.pop("positions"), "grouped-query attention", words.pop("activation")]
+    return "Llama-style decoder: " + ", ".join([*first, *words.values()])
