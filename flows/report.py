@@ -7,7 +7,7 @@ from prefect import task
 
 from flows.stage import Stage, run
 from pico.config import Params
-from pico.report.inputs.data import Inputs, ModelPaths, Suite, gather, suite_metrics
+from pico.report.inputs.suite import Inputs, ModelPaths, Suite, gather, suite_metrics
 
 DATA, REPORTS = Path("data"), Path("reports")
 

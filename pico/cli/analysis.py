@@ -84,7 +84,7 @@ def analyze(
     from pico.capture.commands import analyze_place
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
-    from pico.report.pages.any_model import write_pictures
+    from pico.report.any_model import write_pictures
 
     captured = tuple(modules.split(",")) if modules else MODULES
     if "residual" in components.split(","):

@@ -77,7 +77,7 @@ def plan(
     """
     root = clone_root()
     from pico.config import load_params
-    from pico.plan.plan import find_hardware, gigabytes, plan_suite
+    from pico.plan.plan import FORMULAS, as_dict, find_hardware, gigabytes, plan_suite, tables
 
     params = load_params(root / "params.yaml")
     if setting:
@@ -86,12 +86,10 @@ def plan(
         params, _ = compose(root, scales[-1] if scales else params.suite.scale, others)
     hardware = find_hardware(gpu, gpus, mfu, params)
     plans = plan_suite(params, hardware)
-    from pico.plan.tables import FORMULAS, plain, tables
-
     if as_json:
         from pico.files import canonical_json
 
-        print(canonical_json(plain(plans, hardware), indent=1))
+        print(canonical_json(as_dict(plans, hardware), indent=1))
     else:
         from rich.console import Console
 

@@ -1,1 +1,1 @@
-"""What a run will cost before it is started: memory, time, disk; see `pico plan`."""
+"""The cost of a suite before it is trained: memory, time, disk; see `pico plan`."""

@@ -1,38 +1,48 @@
-"""A plan of every model of the suite on stated hardware: size, arithmetic, memory, time, disk; and why it cannot be."""
+"""A plan of every model of the suite on stated hardware: size, arithmetic, memory, time, disk; or a refusal.
+
+As dataclasses, as tables for people (`tables`), and as plain values for programs (`as_dict`).
+"""
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
+from rich.table import Column, Table
 
 from pico.config import Params
 from pico.errors import PicoError
 from pico.model.flops import ParameterCounts, count_parameters, training_flops_per_token
-from pico.plan.disk import Disk, run_disk
-from pico.plan.memory import RESERVED_BYTES, Memory, training_memory
+from pico.plan.resources import RESERVED_BYTES, Disk, Memory, run_disk, training_memory
 from pico.train.spec import RunSpec, run_spec
 from pico.watch.hardware import GPUS, find_peak
 
 CPU = "cpu"
 MFU = {True: 0.3, False: 0.4}
-"""What is assumed where nobody says, on a CPU and on a GPU. benchmarks/train_speed.py measures it."""
+"""Share of the peak that is assumed by default, on a CPU (True) and on a GPU; see benchmarks/train_speed.py."""
+
+FORMULAS = """\
+FLOPs a token: 6 N + 12 n_layers d_model seq_len, forward and backward (PaLM, arXiv 2204.02311, appendix B). N counts
+the parameters that are multiplied with, not those of input embeddings; attention counts in full, though causal kernels
+skip half of it. MFU is the share of the peak that goes into these FLOPs. Time is that of training alone, at that MFU.
+Memory is that of the fullest moment, with layers run eagerly; disk likewise. pico/plan/ says what is counted."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What trains: `count` of one kind, each with one process."""
+    """The devices that train: `count` of one kind, each with one process."""
 
     name: str
     count: int
     flops: float
-    """The peak of one, FLOP/s."""
+    """The peak of one device, FLOP/s."""
     memory_bytes: int
-    """Of one."""
+    """The memory of one device."""
     source: str
     mfu: float
-    """The share of the peak that is taken to go into the model."""
+    """Model FLOPs utilisation that is assumed: the share of the peak."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +54,24 @@ class ModelPlan:
     tokens: int
     flops_per_token: int
     micro_batch: int
-    """The one in the settings."""
+    """The micro-batch of the settings."""
     memory: Memory
-    """With that."""
+    """Memory with that micro-batch."""
     largest_micro_batch: int | None
     """The largest divisor of a GPU's share of the batch that fits; None where not even 1 does."""
     hours: float
     disk: Disk
     refusal: str | None
-    """Why it cannot be trained so, and what to change; None where it can."""
+    """The reason why it cannot be trained so, and the setting to change; None where it can."""
 
     @property
     def flops(self) -> float:
-        """Of the whole training."""
+        """FLOPs of the whole training."""
         return float(self.flops_per_token) * self.tokens
 
 
 def find_hardware(name: str | None, count: int | None, mfu: float | None, params: Params) -> Hardware:
-    """A kind of `GPUS`, or `cpu` for this machine; what is None comes from the settings.
+    """Returns a kind of `GPUS`, or `cpu` for this machine; arguments that are None come from the settings.
 
     Raises PicoError for an unknown name, a precision whose peak nobody publishes, and a share that is none.
     """
@@ -89,7 +99,7 @@ def find_hardware(name: str | None, count: int | None, mfu: float | None, params
 
 
 def plan_suite(params: Params, hardware: Hardware) -> list[ModelPlan]:
-    """The plans of all models, in the suite's order. Raises PicoError for settings that do not fit together."""
+    """Returns the plans of all models, in the suite's order. Raises PicoError for settings that do not fit together."""
     share = params.training.batch_size // hardware.count
     if params.training.batch_size % hardware.count or share % params.training.micro_batch_size:
         raise PicoError(
@@ -102,7 +112,7 @@ def plan_suite(params: Params, hardware: Hardware) -> list[ModelPlan]:
 
 
 def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
-    """One run, of rows of `seq_len`."""
+    """Returns the plan of one run, with rows of `seq_len` tokens."""
     training = spec.training
     settings = spec.learning_dynamics
     captured = bool(settings.layers) and 2 * settings.noise_batch <= settings.batch_size
@@ -138,7 +148,7 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
 
 
 def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest divisor of `share` that fits."""
+    """Returns the largest divisor of `share` that fits; None where none does."""
     small = [rows for rows in range(1, math.isqrt(share) + 1) if share % rows == 0]
     return max((rows for rows in {*small, *(share // rows for rows in small)} if fits(rows)), default=None)
 
@@ -163,5 +173,83 @@ def _refusal(plan: ModelPlan, least: Memory, room: int, hardware: Hardware, shar
 
 
 def gigabytes(size: float) -> str:
-    """1,500,000,000 -> "1.5 GB"; less than one in MB."""
+    """Formats 1,500,000,000 as "1.5 GB", and less than one in MB."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def tables(plans: Sequence[ModelPlan], hardware: Hardware) -> list[Table]:
+    """Returns three tables: size and time; memory; disk."""
+
+    def table(title: str, *columns: str) -> Table:
+        return Table("model", *(Column(name, justify="right") for name in columns), title=title, title_justify="left")
+
+    time = table(
+        f"{hardware.count} x {hardware.name}, {hardware.flops / 1e12:,.2f} TFLOP/s each ({hardware.source}), "
+        f"at an assumed MFU of {hardware.mfu:.0%}",
+        "parameters", "of them embeddings", "tokens", "FLOPs a token", "FLOPs", "time", f"{_unit(hardware)}-hours",
+    )  # fmt: skip
+    memory = table(
+        f"memory of each, of {gigabytes(hardware.memory_bytes)}",
+        "weights", "gradients", "optimiser", "bf16 copies", "micro-batch", "activations", "logits", "capture", "sum",
+        "largest micro-batch",
+    )  # fmt: skip
+    disk = table("disk", "checkpoints", "weights", "learning dynamics", "optimiser", "while it works", "sum")
+    for plan in plans:
+        counts, parts, space = plan.counts, plan.memory, plan.disk
+        time.add_row(
+            plan.model, f"{counts.total:,}", f"{counts.embeddings:,}", f"{plan.tokens:,}",
+            f"{plan.flops_per_token:,}", f"{plan.flops:.3g}", _time(plan.hours), _hours(plan.hours * hardware.count),
+        )  # fmt: skip
+        memory.add_row(
+            plan.model, *map(gigabytes, (parts.weights, parts.gradients, parts.optimizer, parts.copies)),
+            str(plan.micro_batch), *map(gigabytes, (parts.activations, parts.logits, parts.capture, parts.total)),
+            str(plan.largest_micro_batch or "none"),
+        )  # fmt: skip
+        disk.add_row(
+            plan.model, str(space.checkpoints),
+            *map(gigabytes, (space.weights, space.dynamics, space.states, space.working, space.total)),
+        )  # fmt: skip
+    if len(plans) > 1:
+        hours = sum(plan.hours for plan in plans)
+        flops = f"{sum(plan.flops for plan in plans):.3g}"
+        time.add_section()
+        time.add_row("all", "", "", "", "", flops, _time(hours), _hours(hours * hardware.count))
+        disk.add_section()
+        disk.add_row("all", "", "", "", "", "", gigabytes(sum(plan.disk.total for plan in plans)))
+    return [time, memory, disk]
+
+
+def as_dict(plans: Sequence[ModelPlan], hardware: Hardware) -> dict[str, Any]:
+    """Returns the plans as JSON holds them; in bytes, FLOPs and hours."""
+    models = {}
+    for plan in plans:
+        models[plan.model] = {
+            "parameters": {**asdict(plan.counts), "total": plan.counts.total},
+            "tokens": plan.tokens,
+            "flops_per_token": plan.flops_per_token,
+            "flops": plan.flops,
+            "hours": plan.hours,
+            "device_hours": plan.hours * hardware.count,
+            "micro_batch": plan.micro_batch,
+            "largest_micro_batch": plan.largest_micro_batch,
+            "memory": {**asdict(plan.memory), "total": plan.memory.total},
+            "disk": {**asdict(plan.disk), "total": plan.disk.total},
+            "refusal": plan.refusal,
+        }
+    return {"hardware": asdict(hardware), "models": models}
+
+
+def _unit(hardware: Hardware) -> str:
+    return "machine" if hardware.name == "cpu" else "GPU"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def _time(hours: float) -> str:
+    """Formats hours in the unit that suits: "40.0 s", "12.5 min", "3.2 h", "9.4 days"."""
+    for unit, size, most in (("s", 1 / 3600, 90 / 3600), ("min", 1 / 60, 1.5), ("h", 1.0, 72.0)):
+        if hours < most:
+            return f"{hours / size:,.1f} {unit}"
+    return f"{hours / 24:,.1f} days"

@@ -18,7 +18,7 @@ from pico.checkpoint import Checkpoint, checkpoints, verify, write_checkpoint
 from pico.errors import PicoError
 from pico.export.hugging_face import write_model as export
 from pico.model import Decoder, DecoderConfig
-from pico.report.pages.any_model import write_pictures
+from pico.report.any_model import write_pictures
 from pico.train.capture import capture
 
 CONFIG = DecoderConfig(

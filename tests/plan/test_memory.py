@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pico.model import Decoder, DecoderConfig
-from pico.plan.memory import activation_bytes, training_memory
+from pico.plan.resources import activation_bytes, training_memory
 
 PLAIN = DecoderConfig(32, 2, 61, 24, 4, 2, 56)
 

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pico.config import Params, load_params
-from pico.report.inputs.data import Inputs, ModelPaths, Suite, gather
-from pico.report.pages.index import render
+from pico.report.inputs.suite import Inputs, ModelPaths, Suite, gather
+from pico.report.pages.index import draw, render
 
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 100, 200)
 EVALUATED = (0, 4, 32, 200)
@@ -112,7 +112,7 @@ def write_inputs(folder: Path, names: Sequence[str], *, nulls: bool = False) -> 
 
 
 def profile_of(counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the gates saw of the documents."""
+    """Returns the statistics of the documents that the gates leave."""
     pair = {"domain": "code", "source": "code-source", "row": 3, "id": "ab" * 32, "similarity": 0.85}
     return {
         "compared_documents": {"train": 2000, "heldout": 40},
@@ -257,6 +257,8 @@ def analysis(name: str, step: int, index: int, nulls: bool) -> pa.Table:
                 "metric": metric,
                 "params": params,
                 "target_step": target,
+                "target_run": None,
+                "target_layer": None,
                 "component": component,
                 "data_type": data_type,
                 "layer": layer,
@@ -297,6 +299,8 @@ def analysis(name: str, step: int, index: int, nulls: bool) -> pa.Table:
             ("metric", pa.string()),
             ("params", pa.string()),
             ("target_step", pa.int64()),
+            ("target_run", pa.string()),
+            ("target_layer", pa.int64()),
             ("component", pa.string()),
             ("data_type", pa.string()),
             ("layer", pa.int64()),
@@ -328,4 +332,4 @@ def make_inputs(tmp_path: Path) -> Callable[..., Inputs]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, str]:
     """A suite of two models and its page."""
     suite = gather(write_inputs(tmp_path_factory.mktemp("shared"), ["tiny", "small"]))
-    return suite, render(suite)
+    return suite, render(draw(suite))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from test_report import BESIDE, check
 
-from pico.report.inputs.data import Inputs, Suite, gather
+from pico.report.figures.drawing import Painter
+from pico.report.inputs.suite import Inputs, Suite, gather
 from pico.report.pages.data import dropped, further, render_data, steps
 from pico.report.pages.index import draw
 
@@ -15,7 +16,7 @@ from pico.report.pages.index import draw
 @pytest.fixture(scope="module")
 def page(shared: tuple[Suite, str]) -> str:
     pictures = draw(shared[0])
-    return render_data(shared[0], pictures.painter, pictures.data)
+    return render_data(pictures.painter, pictures.data)
 
 
 def test_page_is_well_formed_loads_nothing_and_shows_every_part(shared: tuple[Suite, str], page: str) -> None:
@@ -76,21 +77,21 @@ def test_other_counts_are_shown_where_there_are_any() -> None:
 
 def test_equal_inputs_give_equal_bytes(make_inputs: Callable[..., Inputs]) -> None:
     suite = gather(make_inputs("tiny"))
-    pages = [render_data(suite, pictures.painter, pictures.data) for pictures in (draw(suite), draw(suite))]
+    pages = [render_data(pictures.painter, pictures.data) for pictures in (draw(suite), draw(suite))]
     assert pages[0] == pages[1]
 
 
 def test_a_corpus_of_rows_says_so_and_which_gates_were_not_asked(make_inputs: Callable[..., Inputs]) -> None:
     suite = gather(make_inputs("tiny"))
-    told = "rows were held out one by one"
+    notice = "rows were held out one by one"
     pictures = draw(suite)
-    assert told not in render_data(suite, pictures.painter, pictures.data)
+    assert notice not in render_data(pictures.painter, pictures.data)
     gates = [
         {**suite.gates[0], "gate": "documents.length", "passed": None, "observed": "not applicable: of one length"}
     ]
     rows = replace(suite, provenance={**suite.provenance, "unit": "row", "shuffled": False}, gates=gates)
-    page = render_data(rows, pictures.painter, pictures.data)
-    assert told in page
+    page = render_data(Painter(rows), pictures.data)
+    assert notice in page
     assert "in the order in which they were read" in page
     assert "not applicable: of one length" in page
     assert "<td>not asked</td>" in page

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pico.report.inputs.data import Inputs, gather
+from pico.report.inputs.suite import Inputs, gather
 from pico.report.pages.index import write_report
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pico import report
 from pico.errors import PicoError
-from pico.report.figures.charts import binned
-from pico.report.figures.colours import ramp
+from pico.identity import closure
+from pico.report.figures.colours import LAYER_RAMPS, MODEL_RAMPS, ramp
 from pico.report.figures.plots import HEADERS, write_plots
-from pico.report.inputs.data import Inputs, Suite, gather, suite_metrics, suite_table
-from pico.report.pages.index import render, write_report
+from pico.report.inputs.suite import Inputs, Suite, binned, gather, suite_metrics, suite_table
+from pico.report.pages.index import draw, render, write_report
 
 BESIDE = {"index.html", "explorer.html", "data.html", "data_docs/index.html"}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -148,7 +149,7 @@ def test_equal_inputs_give_equal_bytes(make_inputs: Callable[..., Inputs], tmp_p
 @pytest.mark.parametrize("names", [["only"], ["tiny", "small", "medium", "large"]])
 def test_any_number_of_models_and_missing_values(make_inputs: Callable[..., Inputs], names: list[str]) -> None:
     suite = gather(make_inputs(*names, nulls=True))
-    page = render(suite)
+    page = render(draw(suite))
     check(page)
     assert 'id="heat-condition_number-simple"' not in page  # no value anywhere: no figure
     assert not re.search(r"\b(nan|None|inf)\b", re.sub(r"<style.*?</style>|data:image[^\"]*", "", page, flags=re.S))
@@ -201,7 +202,7 @@ def test_binned_means_keep_the_total(shared: tuple[Suite, str]) -> None:
     assert len(x) <= 20
     assert y[0] == pytest.approx(values[0], abs=0.01)
     assert np.interp(500, x, y) == pytest.approx(values[499], abs=0.01)
-    assert binned(steps.astype(float), np.full(1000, np.nan))[0].size == 0
+    assert binned(steps.astype(float), np.full(1000, np.nan), bins=20)[0].size == 0
 
 
 def test_plots_are_long_tables_with_gaps_left_empty(make_inputs: Callable[..., Inputs], tmp_path: Path) -> None:
@@ -228,8 +229,6 @@ def test_a_missing_out_is_named(make_inputs: Callable[..., Inputs], missing: str
 
 
 def test_ramps_darken_steadily_in_light_mode() -> None:
-    from pico.report.figures.colours import LAYER_RAMPS, MODEL_RAMPS
-
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
@@ -242,3 +241,10 @@ def test_ramps_darken_steadily_in_light_mode() -> None:
         # WCAG asks 3:1 for graphics: against the page's near white, and against its near black.
         assert all((0.98 + 0.05) / (value + 0.05) >= 3 for value in light)
         assert all((value + 0.05) / (0.0085 + 0.05) >= 3 for value in dark)
+
+
+def test_inputs_know_no_figures_and_figures_no_pages() -> None:
+    for room, above in (("inputs", ("figures", "pages")), ("figures", ("pages",))):
+        for path in (Path(report.__file__).parent / room).glob("*.py"):
+            reached = closure(f"pico.report.{room}.{path.stem}")
+            assert not [one for one in reached if one.startswith(tuple(f"pico.report.{name}" for name in above))], path

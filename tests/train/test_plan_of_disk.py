@@ -5,7 +5,7 @@ import pytest
 from pico.checkpoint import checkpoints
 from pico.config import Checkpoints, LearningDynamics, Optimizer, Schedule, Training
 from pico.model import DecoderConfig
-from pico.plan.disk import run_disk
+from pico.plan.resources import run_disk
 from pico.train.loop import train
 from pico.train.spec import RunSpec, identity
 

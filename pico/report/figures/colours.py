@@ -4,7 +4,7 @@ Models and layers lie on ramps whose lightness changes steadily, so that their o
 colour vision; models have markers and line widths of their own besides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 INK, MUTED, RULE = "#0a0b0c", "#0a0b0d", "#0a0b0e"
 """Placeholders for text, for axes and baselines, for grid lines. No real colour of a picture is so dark a grey."""
@@ -28,27 +28,27 @@ MARKER_SIGNS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
 
 
 def model_colour(index: int) -> str:
-    """The placeholder of the `index`-th model, narrowest first."""
+    """Returns the placeholder of the `index`-th model, narrowest first."""
     return f"#0a0c{index:02x}"
 
 
 def layer_colour(index: int) -> str:
-    """The placeholder of the `index`-th layer, from the input."""
+    """Returns the placeholder of the `index`-th layer, from the input."""
     return f"#0a0d{index:02x}"
 
 
 def step_colour(place: float) -> str:
-    """The placeholder of a step, from the first (0) to the last (1) of those drawn."""
+    """Returns the placeholder of a step, from the first (0) to the last (1) of those drawn."""
     return f"#0a0f{round(place * (STEPS - 1)):02x}"
 
 
 def line_width(index: int) -> float:
-    """Wider models have wider lines, in points."""
+    """Returns the width of a model's line in points: wider models have wider ones."""
     return 1.1 + 0.25 * min(index, 5)
 
 
 def replacements(models: int, layers: int) -> dict[str, str]:
-    """Placeholder -> the CSS variable that stands for it."""
+    """Returns placeholder -> the CSS variable that stands for it."""
     return {
         INK: "var(--ink)",
         MUTED: "var(--muted)",
@@ -59,45 +59,29 @@ def replacements(models: int, layers: int) -> dict[str, str]:
     }
 
 
-def variables(mode: str, models: int, layers: int) -> str:
-    """CSS declarations of the model and layer colours; mode: light or dark."""
-    lines = [f"--model-{i}: {colour};" for i, colour in enumerate(ramp(MODEL_RAMPS[mode], models))]
-    lines += [f"--layer-{i}: {colour};" for i, colour in enumerate(ramp(LAYER_RAMPS[mode], layers))]
-    lines += [f"--step-{i}: {colour};" for i, colour in enumerate(ramp(STEP_RAMPS[mode], STEPS))]
-    return " ".join(lines)
-
-
-PAPER = {"light": "#fdfdfb", "dark": "#15171a"}
-_PLAIN = {
-    "light": {INK: "#1c1e21", MUTED: "#666b73", RULE: "#dcdcd5"},
-    "dark": {INK: "#e6e6e1", MUTED: "#9aa0a8", RULE: "#33373d"},
+PAGE = {
+    "light": {"--paper": "#fdfdfb", "--ink": "#1c1e21", "--muted": "#666b73", "--rule": "#dcdcd5"},
+    "dark": {"--paper": "#15171a", "--ink": "#e6e6e1", "--muted": "#9aa0a8", "--rule": "#33373d"},
 }
-"""What --ink, --muted and --rule are in style.css.j2."""
+"""The page's own variables that figures use, by mode."""
 
 
-def plain(mode: str, models: int, layers: int) -> dict[str, str]:
-    """Placeholder -> the colour itself, for pictures that can't have variables; mode: light or dark."""
+def values(mode: str, models: int, layers: int) -> dict[str, str]:
+    """Returns CSS variable -> colour of models, layers and steps; mode: "light" or "dark"."""
     return {
-        **_PLAIN[mode],
-        **{model_colour(i): colour for i, colour in enumerate(ramp(MODEL_RAMPS[mode], models))},
-        **{layer_colour(i): colour for i, colour in enumerate(ramp(LAYER_RAMPS[mode], layers))},
-        **{step_colour(i / (STEPS - 1)): colour for i, colour in enumerate(ramp(STEP_RAMPS[mode], STEPS))},
+        **{f"--model-{index}": colour for index, colour in enumerate(ramp(MODEL_RAMPS[mode], models))},
+        **{f"--layer-{index}": colour for index, colour in enumerate(ramp(LAYER_RAMPS[mode], layers))},
+        **{f"--step-{index}": colour for index, colour in enumerate(ramp(STEP_RAMPS[mode], STEPS))},
     }
 
 
-def standalone(models: int, layers: int) -> str:
-    """CSS of all variables for an SVG file that stands alone: light, and dark where the reader's screen is."""
-    rules = {
-        mode: f":root {{ --paper: {PAPER[mode]}; --ink: {_PLAIN[mode][INK]}; --muted: {_PLAIN[mode][MUTED]}; "
-        f"--rule: {_PLAIN[mode][RULE]}; {variables(mode, models, layers)} }}"
-        for mode in ("light", "dark")
-    }
-    fonts = ":root { --sans: system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif; }"
-    return f"{fonts} {rules['light']} @media screen and (prefers-color-scheme: dark) {{ {rules['dark']} }}"
+def declarations(variables: Mapping[str, str]) -> str:
+    """Returns the variables as CSS declarations."""
+    return " ".join(f"{name}: {value};" for name, value in variables.items())
 
 
 def ramp(anchors: Sequence[str], count: int) -> list[str]:
-    """`count` colours evenly spaced along the anchors, interpolated in sRGB; a single one is the last anchor."""
+    """Returns `count` colours evenly spaced along the anchors, mixed in sRGB; a single one is the last anchor."""
     stops = [tuple(int(anchor[i : i + 2], 16) for i in (1, 3, 5)) for anchor in anchors]
     colours = []
     for index in range(count):

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from pico.files import write_atomic
-from pico.report.figures.charts import benchmark_curve, binned
-from pico.report.figures.similarity import cka_metric
-from pico.report.inputs.data import Suite
+from pico.report.inputs.dynamics import HELDOUT_SPLIT
+from pico.report.inputs.suite import Suite
 
 HEADERS = {
     "loss.csv": ("model", "step", "train_loss", "heldout_loss"),
@@ -48,7 +47,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers to seven significant digits; nothing where there is no number."""
+    """Formats numbers to seven significant digits; nothing where there is no number."""
     if isinstance(value, float):
         return f"{value:.7g}" if np.isfinite(value) else ""
     return "" if value is None else value
@@ -57,9 +56,7 @@ def _cell(value: Any) -> Any:
 def _loss(suite: Suite) -> Iterable[Sequence[Any]]:
     for model in suite.models:
         curve = model.training
-        points = {
-            round(float(step)): [value, None] for step, value in zip(*binned(curve.step, curve.train_loss), strict=True)
-        }
+        points = {round(float(step)): [value, None] for step, value in zip(*curve.smoothed, strict=True)}
         keep = np.isfinite(curve.heldout_loss)
         for step, value in zip(curve.step[keep], curve.heldout_loss[keep], strict=True):
             points.setdefault(int(step), [None, None])[1] = value
@@ -75,9 +72,9 @@ def _scaling(suite: Suite) -> Iterable[Sequence[Any]]:
 
 def _cka(suite: Suite) -> Iterable[Sequence[Any]]:
     for model in suite.models:
-        metric = cka_metric(model)
-        for module in model.dynamics.modules(metric or "", "simple", "activations"):
-            grid = model.dynamics.grid(metric or "", "simple", "activations", split="val", module=module)
+        metric = model.dynamics.cka or ""
+        for module in model.dynamics.modules(metric, "simple", "activations"):
+            grid = model.dynamics.grid(metric, "simple", "activations", split=HELDOUT_SPLIT, module=module)
             for layer, values in zip(grid.layers, grid.values, strict=True):
                 for step, value in zip(grid.steps, values, strict=True):
                     yield model.name, model.parameters, module, layer, step, float(value)
@@ -86,6 +83,6 @@ def _cka(suite: Suite) -> Iterable[Sequence[Any]]:
 def _benchmarks(suite: Suite) -> Iterable[Sequence[Any]]:
     for model in suite.models:
         for task in suite.tasks:
-            for step, value, error in zip(*benchmark_curve(model, task), strict=True):
+            for step, value, error in zip(*model.benchmark(task), strict=True):
                 low, high = float(value - error), float(value + error)
                 yield model.name, task, int(step), float(value), low, high, suite.chance(task)

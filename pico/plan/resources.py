@@ -1,18 +1,24 @@
-"""The memory of training on one GPU, part by part, from the shape alone.
+"""Memory and disk of training, part by part, from the shape alone.
 
-What the optimiser and autograd keep is counted tensor by tensor, as torch keeps it when the model runs eagerly; a test
-holds `activation_bytes` to torch's own hooks. Compiled layers work some of it out anew, and need less. To the sum comes
-what no tensor accounts for (`RESERVED_BYTES`).
+The tensors that optimiser and autograd keep are counted one by one, as torch keeps them when the model runs eagerly; a
+test holds `activation_bytes` to torch's own hooks. Compiled layers work some of it out anew, and need less. To the sum
+comes memory that no tensor accounts for (`RESERVED_BYTES`).
 """
 
 from dataclasses import dataclass
 
-from pico.model import DecoderConfig
+from torch import nn
+
+from pico.model import Decoder, DecoderConfig
 from pico.model.cross_entropy import CHUNK_ELEMENTS
 from pico.model.flops import count_parameters
+from pico.train.capture import captured_positions, chosen_layers
+from pico.train.checkpoints import RESCUES_KEPT
+from pico.train.spec import RunSpec
+from pico.train.steps import checkpoint_steps
 
 RESERVED_BYTES = 2 * 2**30
-"""Of a GPU: CUDA's context, workspaces of cuBLAS and NCCL, and gaps between tensors. A rule of thumb, not a count."""
+"""Memory held back on a GPU for CUDA's context, workspaces of cuBLAS and NCCL, and gaps; a rule of thumb."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +29,22 @@ class Memory:
     gradients: int
     optimizer: int
     copies: int
-    """Of weights in bf16, which autocast makes for each forward pass."""
+    """Copies of weights in bf16, which autocast makes for each forward pass."""
     activations: int
-    """What the forward pass of a micro-batch keeps for the backward pass."""
+    """Tensors that the forward pass of a micro-batch keeps for the backward pass."""
     logits: int
     """A chunk of logits, and the gradients that the loss works out along with them."""
     capture: int
-    """What capturing learning dynamics needs beyond an update's gradients and activations."""
+    """Memory for capturing learning dynamics, beyond an update's gradients and activations."""
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """The sum of all parts."""
         return sum(vars(self).values())
 
     @property
     def fixed(self) -> int:
-        """What does not shrink with the micro-batch."""
+        """The parts that do not shrink with the micro-batch."""
         return self.weights + self.gradients + self.optimizer + self.copies
 
 
@@ -52,8 +58,11 @@ def training_memory(
     shards: int = 1,
     noise_batch: int = 0,
 ) -> Memory:
-    """Of a micro-batch of rows of `seq_len`. shards: processes that weights, gradients and moments are dealt out to
-    (FSDP2); noise_batch: rows of the small batches of a capture, 0 where nothing is captured."""
+    """Returns the memory of training on a micro-batch of rows of `seq_len` tokens.
+
+    shards: processes over which weights, gradients and moments are sharded (FSDP2). noise_batch: rows of the small
+    batches of a capture, 0 where nothing is captured.
+    """
     counts = count_parameters(config)
     size = 4 * counts.total
     # FSDP2 holds the embeddings, which are wrapped together, and two blocks as a whole besides the shares.
@@ -81,7 +90,7 @@ def training_memory(
 
 
 def activation_bytes(config: DecoderConfig, rows: int, seq_len: int, *, bf16: bool, cuda: bool) -> int:
-    """What autograd keeps of `Decoder.hidden` for its backward pass, weights and their copies apart.
+    """Returns the bytes that autograd keeps of `Decoder.hidden` for its backward pass, weights and copies apart.
 
     In each block: the inputs of its seven products (in bf16 each product casts its own), what the two norms, SwiGLU and
     attention (queries, keys, values, output, one float32 a head) need. All but the products' own values is float32.
@@ -109,9 +118,66 @@ def activation_bytes(config: DecoderConfig, rows: int, seq_len: int, *, bf16: bo
 
 
 def logits_bytes(config: DecoderConfig, tokens: int, *, bf16: bool, cuda: bool) -> int:
-    """What `linear_cross_entropy` holds at once: two float32 blocks of logits, the gradient of the output matrix with
-    the product that is being added to it, and the gradient of the hidden states."""
+    """Returns the bytes that `linear_cross_entropy` holds at once.
+
+    They are two float32 blocks of logits, the gradient of the output matrix with the product that is being added to it,
+    and the gradient of the hidden states.
+    """
     size = 2 if bf16 else 4
     rows = min(tokens, max(16, CHUNK_ELEMENTS["cuda" if cuda else "cpu"] // config.vocab_size))
     matrix = config.vocab_size * config.d_model
     return 8 * rows * config.vocab_size + (4 + size) * matrix + size * tokens * config.d_model
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of a run's tensors on disk; names, hashes and settings beside them are some kilobytes a checkpoint."""
+
+    checkpoints: int
+    """The number that is kept."""
+    weights: int
+    """Weights of all checkpoints."""
+    dynamics: int
+    """Activations and gradients of all checkpoints, on two batches."""
+    states: int
+    """The optimiser's states, in the last checkpoint."""
+    working: int
+    """Rescue checkpoints, which exist while it trains."""
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts, at the fullest moment."""
+        return self.weights + self.dynamics + self.states + self.working
+
+
+def run_disk(spec: RunSpec, seq_len: int) -> Disk:
+    """Returns the disk space of one model's run. Raises PicoError for captured layers that the model does not have.
+
+    The held-out batch is taken to have as many rows as the training one; there may be fewer.
+    """
+    kept = len(checkpoint_steps(spec.training.steps, spec.checkpoints.every))
+    counts = count_parameters(spec.decoder)
+    weights, moments = 4 * counts.total, 2 * 4 * counts.total
+    if spec.decoder.tied_embeddings:
+        weights += 4 * spec.decoder.vocab_size * spec.decoder.d_model  # a file holds them under both names
+    settings = spec.learning_dynamics
+    model = Decoder(spec.decoder, seed=None)
+    layers = chosen_layers(model, settings.layers)
+    positions = settings.batch_size * len(captured_positions(seq_len, settings.positions))
+    sizes = (_features(layer) * positions + layer.get_parameter("weight").numel() for layer in layers.values())
+    states = 4 * sum(sizes)
+    if layers and 2 * settings.noise_batch <= settings.batch_size:  # squared lengths of gradients
+        states += 8 * len(list(model.parameters())) * (settings.batch_size // settings.noise_batch + 1)
+    return Disk(
+        checkpoints=kept,
+        weights=kept * weights,
+        dynamics=kept * 2 * states,
+        states=moments,
+        working=RESCUES_KEPT * (weights + moments),
+    )
+
+
+def _features(layer: nn.Module) -> int:
+    """Returns the width of a layer's output."""
+    weight = layer.get_parameter("weight")
+    return weight.shape[-1] if isinstance(layer, nn.Embedding) else weight.shape[0]

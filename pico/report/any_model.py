@@ -8,30 +8,30 @@ from pico.checkpoint import checkpoints
 from pico.config import Params, Report
 from pico.config import Suite as SuiteSettings
 from pico.files import publishing, write_atomic
-from pico.report.figures.charts import Painter
-from pico.report.figures.convergence import convergence
+from pico.report.figures.drawing import Painter
 from pico.report.figures.dynamics import dynamics_figures
 from pico.report.figures.sheets import write_sheets
-from pico.report.inputs.data import Model, Suite, Training
-from pico.report.inputs.measurements import Dynamics, read_dynamics
-from pico.report.inputs.spectra import read_spectra
+from pico.report.figures.similarity import convergence
+from pico.report.inputs.dynamics import Dynamics, read_dynamics, read_spectra
+from pico.report.inputs.suite import Model, Suite, Training
 from pico.report.pages.explorer import render_explorer
 
 SCALE = "analyzed"
-"""What the explorer's heading says instead of a scale."""
+"""The explorer's heading, in place of a scale."""
 
 
 def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
-    """Writes `figures/*.svg`, `figures/*.png` and `explorer.html` into an analysis; gives the names of the figures.
+    """Writes `figures/*.svg`, `figures/*.png` and `explorer.html` into an analysis; returns the names of the figures.
 
     folder: holds the table, `step_*.parquet`. run: the checkpoints that it was made of, for spectra of their weights.
-    Both are replaced whole. Of a single checkpoint there are no curves over steps, so only what has values is drawn.
+    Figures and explorer are replaced whole. A single checkpoint has no curves over steps: only figures that have values
+    are drawn.
     Raises PicoError where the table is missing or cannot be read.
     """
     suite = suite_of(read_dynamics(folder), run, name)
-    painter = Painter(suite, pixels=True)
-    settled = convergence(painter) if len(suite.models[0].dynamics.steps) > 1 else None
-    figures = [*dynamics_figures(painter), *([settled.figure] if settled else [])]
+    painter = Painter(suite)
+    found = convergence(painter) if len(suite.models[0].dynamics.steps) > 1 else None
+    figures = [*dynamics_figures(painter), *([found.figure] if found else [])]
     explorer = render_explorer(suite)
     with publishing(folder / "figures") as target:
         write_sheets(painter, figures, target)
@@ -40,7 +40,7 @@ def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
 
 
 def suite_of(dynamics: Dynamics, run: Path, name: str) -> Suite:
-    """One model as a suite, with what figures of learning dynamics ask for, and nothing that was not measured."""
+    """Returns one model as a suite, with the parts that figures of learning dynamics need, and no others."""
     modules = dynamics.modules("frobenius_norm", "simple", "weights") or dynamics.modules("per", "simple", "weights")
     layers = [layer for layer in dynamics.table["layer"].unique().to_pylist() if layer is not None]
     nothing = np.empty(0)
@@ -63,7 +63,7 @@ def suite_of(dynamics: Dynamics, run: Path, name: str) -> Suite:
 
 
 def _rows(dynamics: Dynamics) -> int:
-    """Of the matrices of activations."""
+    """Returns the rows of the matrices of activations."""
     table = dynamics.table
     kinds, counts = table["data_type"].to_pylist(), table["n"].to_pylist()
     return max((n for kind, n in zip(kinds, counts, strict=True) if kind == "activations"), default=0)

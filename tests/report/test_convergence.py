@@ -1,14 +1,18 @@
-"""Time to stability: known crossings, what counts as settled, and what is never claimed."""
+"""Time to stability: known crossings, what counts as stable, and what is never claimed."""
 
 import json
 import math
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.analysis.convergence import concordance, settling, similarity_at, stability, time_to_stability
+from pico.analysis.engine.table import SCHEMA
+from pico.report.inputs.convergence import concordance, similarity_at, stability, summarise, time_to_stability
+from pico.report.inputs.dynamics import COLUMNS, Dynamics, read_dynamics
 
 STEPS = [0, 1, 3, 7, 15]
 SIMILARITY = st.lists(st.floats(-1, 1), min_size=5, max_size=5)
@@ -30,7 +34,7 @@ def test_the_last_checkpoint_compared_with_itself_is_no_evidence() -> None:
     assert time_to_stability([0], [1.0]) is None
 
 
-def test_settled_from_the_start_and_unknown_values() -> None:
+def test_stable_from_the_start_and_unknown_values() -> None:
     assert time_to_stability(STEPS, [0.95] * 4 + [1.0]) == 0
     assert time_to_stability(STEPS, [0.95, None, 0.95, 0.95, 1.0]) == 3  # nothing to interpolate from
     assert time_to_stability(STEPS, [0.95, 0.95, 0.95, math.nan, 1.0]) is None
@@ -66,53 +70,60 @@ def test_similarity_between_checkpoints() -> None:
     assert similarity_at(STEPS, [0.0] * 5, 16) is None
 
 
-def table(curves: dict[tuple[str, int], list[float | None]], **changes: object) -> pa.Table:
-    """Rows of debiased CKA to the last step for (run, layer) -> values over STEPS."""
+def read(folder: Path, curves: dict[tuple[str, int], list[float | None]], **changes: object) -> Dynamics:
+    """Adds debiased CKA to the last step, for (module, layer) -> values over STEPS, to an analysis, and reads it."""
     rows = [
-        {"run": run, "step": step, "metric": "debiased_cka", "params": '{"module":"m"}', "target_step": STEPS[-1],
-         "component": "simple", "data_type": "activations", "layer": layer, "head": None, "split": "val",
-         "value": value} | changes
-        for (run, layer), values in curves.items()
+        {"run": "a", "step": step, "metric": "debiased_cka", "params": json.dumps({"module": module}),
+         "target_step": STEPS[-1], "component": "simple", "data_type": "activations", "layer": layer, "split": "val",
+         "value": value, "status": "ok", "n": 64, "p": 32} | changes
+        for (module, layer), values in curves.items()
         for step, value in zip(STEPS, values, strict=True)
     ]  # fmt: skip
-    schema = [(name, pa.string()) for name in ("run", "metric", "params", "component", "data_type", "split")]
-    schema += [(name, pa.int64()) for name in ("step", "target_step", "layer", "head")] + [("value", pa.float64())]
-    return pa.Table.from_pylist(rows, pa.schema(schema))
+    path = folder / "step_00000000.parquet"  # one file holds all steps: a reader looks at the column alone
+    before = pq.read_table(path).to_pylist() if path.exists() else []
+    table = pa.Table.from_pylist(
+        [*before, *rows], pa.schema([SCHEMA.field(name).with_nullable(True) for name in COLUMNS])
+    )
+    pq.write_table(table, path)
+    return read_dynamics(folder)
 
 
 FAST, SLOW, NEVER = [0.8, 1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.8, 1.0, 1.0], [0.0, 0.1, 0.2, 0.3, 1.0]
 
 
-def test_a_table_of_several_runs() -> None:
-    found = stability(table({("wide", 1): FAST, ("wide", 0): FAST, ("narrow", 0): SLOW, ("narrow", 1): NEVER}))
-    assert [(one.run, one.layer) for one in found] == [("narrow", 0), ("narrow", 1), ("wide", 0), ("wide", 1)]
+def test_every_layer_and_module_has_its_time(tmp_path: Path) -> None:
+    found = stability(read(tmp_path, {("w", 1): FAST, ("w", 0): FAST, ("o", 0): SLOW, ("o", 1): NEVER}), "a")
+    assert [(one.module, one.layer) for one in found] == [("o", 0), ("o", 1), ("w", 0), ("w", 1)]
     assert [one.step for one in found] == pytest.approx([math.sqrt(32) - 1, None, math.sqrt(2) - 1, math.sqrt(2) - 1])
     assert found[2].fraction == pytest.approx((math.sqrt(2) - 1) / 15)
-    assert {one.module for one in found} == {"m"}
+    assert {one.run for one in found} == {"a"}
 
 
-def test_comparisons_with_other_steps_layers_and_runs_are_left_alone() -> None:
-    own = table({("a", 0): SLOW})
-    for changes in (
-        {"target_step": 3},
-        {"params": json.dumps({"module": "m", "target_layer": 1})},
-        {"params": json.dumps({"module": "m", "target_run": "b"})},
-        {"metric": "linear_cka"},
-        {"split": "train"},
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_step": 3}, {"target_layer": 3}, {"target_run": "b"}, {"metric": "linear_cka"}, {"split": "train"},
         {"data_type": "weights"},
-    ):
-        assert stability(pa.concat_tables([own, table({("a", 0): FAST}, **changes)])) == stability(own)
-    named = own.append_column("target_layer", pa.nulls(len(own), pa.int64()))
-    other = table({("a", 0): FAST}).append_column("target_layer", pa.array([3] * len(STEPS), pa.int64()))
-    assert stability(pa.concat_tables([named, other])) == stability(own)
-    assert stability(own.slice(0, 0)) == []
+    ],
+    ids=str,
+)  # fmt: skip
+def test_comparisons_with_other_steps_layers_and_runs_are_left_alone(tmp_path: Path, changes: dict) -> None:
+    own = stability(read(tmp_path, {("m", 0): SLOW}), "a")
+    assert [one.step for one in own] == pytest.approx([math.sqrt(32) - 1])
+    assert stability(read(tmp_path, {("m", 0): FAST}, **changes), "a") == own
 
 
-def test_summary_of_a_run() -> None:
-    found = stability(table({("a", 0): FAST, ("a", 1): SLOW, ("a", 2): NEVER, ("b", 0): NEVER}))
-    first, second = settling(found, ["b", "a"])
-    assert (first.run, first.layers, first.settled, first.median) == ("b", 1, 0, None)
-    assert (second.layers, second.settled, second.settled_early) == (3, 2, 1)
+def test_no_comparison_no_time(tmp_path: Path) -> None:
+    assert stability(read(tmp_path, {("m", 0): SLOW}, metric="linear_cka"), "a") == []
+
+
+def test_summary_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    found = stability(read(tmp_path, {("m", 0): FAST, ("m", 1): SLOW, ("m", 2): NEVER}), "a")
+    found += stability(read(tmp_path / "b", {("m", 0): NEVER}), "b")
+    first, second = summarise(found, ["b", "a", "none"])
+    assert (first.run, first.layers, first.stable, first.median) == ("b", 1, 0, None)
+    assert (second.layers, second.stable, second.stable_early) == (3, 2, 1)
     assert second.median == pytest.approx((math.sqrt(32) - 1) / 15)  # never is later than all others
     assert first.early == pytest.approx(0.2)  # step 3 is a fifth of 15
 

@@ -1,7 +1,8 @@
-"""What the report is made from, gathered from the outs of the other stages into one typed object."""
+"""The inputs of the report: the outs of the other stages, read into one typed object, and the tables made of it."""
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,16 @@ from safetensors import safe_open
 from pico.config import Params
 from pico.errors import PicoError
 from pico.files import canonical_json, read_json
-from pico.report.inputs.measurements import Dynamics, read_dynamics
-from pico.report.inputs.spectra import Spectra, read_spectra
+from pico.report.inputs.dynamics import Dynamics, Spectra, read_dynamics, read_spectra
 
+LOSS_BINS = 80
+"""Points of a smoothed loss curve: equal bins of log-step."""
 EMBEDDINGS = ("embedding_proj.weight", "de_embedding_proj.weight")
 
 
 @dataclass(frozen=True)
 class ModelPaths:
-    """Where the outs of one model lie; formats: docs/architecture.md."""
+    """The places of one model's outs; formats: docs/architecture.md."""
 
     name: str
     run: Path
@@ -58,6 +60,11 @@ class Training:
     gradient_norm: np.ndarray
     heldout_loss: np.ndarray
 
+    @property
+    def smoothed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and training loss, each the mean in LOSS_BINS equal bins of log-step."""
+        return binned(self.step, self.train_loss, LOSS_BINS)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -88,6 +95,12 @@ class Model:
         """Parameters without the input and output embeddings."""
         return self.parameters - self.embedding_parameters
 
+    def benchmark(self, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns steps, values and standard errors of one task; NaN for missing values, 0 for missing errors."""
+        found = [(one["step"], one["benchmarks"][task]) for one in self.evaluations if task in one["benchmarks"]]
+        errors = np.nan_to_num(floats([result["stderr"] for _, result in found]))
+        return floats([step for step, _ in found]), floats([result["value"] for _, result in found]), errors
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -102,7 +115,12 @@ class Suite:
     batch: str
     """The held-out batch whose activations are compared, in words for captions."""
     profile: dict[str, Any] = field(default_factory=dict)
-    """What the gates saw of the documents; empty where no page of the data is made."""
+    """Statistics of the documents, from the gates; empty where no page of the data is made."""
+
+    @property
+    def layers(self) -> int:
+        """The largest number of layers of any model."""
+        return max(model.config["n_layers"] for model in self.models)
 
     @cached_property
     def domains(self) -> list[str]:
@@ -118,13 +136,44 @@ class Suite:
         return sorted(found, key=lambda task: (order.index(task) if task in order else len(order), task))
 
     def unigram(self, domain: str = "all") -> float | None:
-        """Bits per byte of the unigram baseline on held-out text; None where it was not computed."""
+        """Returns bits per byte of the unigram baseline on held-out text; None where it was not computed."""
         return self.provenance.get("unigram", {}).get(domain)
 
     def chance(self, task: str) -> float | None:
-        """The chance level of a benchmark."""
-        found = [model.last["benchmarks"][task]["chance"] for model in self.models if task in model.last["benchmarks"]]
-        return found[0] if found else None
+        """Returns the chance level of a benchmark; None where no last checkpoint has a result."""
+        return next((result["chance"] for result in self._last_results(task)), None)
+
+    def metric(self, task: str) -> str:
+        """Returns the name of the metric of a benchmark's results."""
+        return next((result["metric"] for result in self._last_results(task)), "score")
+
+    def examples(self, task: str) -> str:
+        """Returns the number of examples that the last checkpoints were scored on: `n = 100`."""
+        counts = sorted({result["n"] for result in self._last_results(task)})
+        return f"n = {', '.join(map(str, counts))}" if counts else "not in the last checkpoint"
+
+    def _last_results(self, task: str) -> list[dict[str, Any]]:
+        return [model.last["benchmarks"][task] for model in self.models if task in model.last["benchmarks"]]
+
+
+def binned(steps: np.ndarray, values: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean step and value in equal bins of log-step, without empty bins; values must be finite to count."""
+    keep = np.isfinite(values) & (steps > 0)
+    steps, values = steps[keep], values[keep]
+    if not len(steps):
+        return steps, values
+    edges = np.geomspace(1, steps.max() + 1, bins + 1)
+    places = np.digitize(steps, edges)
+    order = np.unique(places)
+    return (
+        np.array([steps[places == place].mean() for place in order]),
+        np.array([values[places == place].mean() for place in order]),
+    )
+
+
+def floats(values: Sequence[float | None]) -> np.ndarray:
+    """Returns the values as float64, NaN where there is none."""
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
 def gather(inputs: Inputs) -> Suite:
@@ -144,7 +193,7 @@ def gather(inputs: Inputs) -> Suite:
 
 
 def suite_table(suite: Suite) -> list[dict[str, Any]]:
-    """The contents of reports/suite.json: one entry a model, of its last checkpoint."""
+    """Returns the contents of reports/suite.json: one entry a model, of its last checkpoint."""
     return [
         {
             "model": model.name,
@@ -159,7 +208,7 @@ def suite_table(suite: Suite) -> list[dict[str, Any]]:
 
 
 def suite_metrics(suite: Suite) -> dict[str, dict[str, Any]]:
-    """The same by model, and flat, as `dvc metrics` reads it; benchmarks by name, with their main value alone."""
+    """Returns the same by model, flat, as `dvc metrics` reads it; of benchmarks their main value, by name."""
     return {
         entry["model"]: {name: value for name, value in entry.items() if name not in ("model", "benchmarks")}
         | {task: result["value"] for task, result in sorted(entry["benchmarks"].items()) if result["value"] is not None}
@@ -193,7 +242,7 @@ def _read_model(paths: ModelPaths, captured: list[str]) -> Model:
 
 
 def _seedless(path: Path) -> str:
-    """The identity of the training in trainer.json, without its seed and name, as canonical JSON."""
+    """Returns the identity of the training in trainer.json, without its seed and name, as canonical JSON."""
     identity = read_json(path).get("identity") if path.exists() else None
     if not identity:
         return ""
@@ -202,7 +251,7 @@ def _seedless(path: Path) -> str:
 
 
 def _parameter_counts(path: Path) -> dict[str, int]:
-    """Elements of each tensor, from the header of a safetensors file alone."""
+    """Returns the elements of each tensor, from the header of a safetensors file alone."""
     with safe_open(path, framework="numpy") as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
