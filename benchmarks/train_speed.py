@@ -9,7 +9,7 @@ turn, so that whatever else the machine does disturbs both. Reported are medians
 
 Peers are given their batch once, ready on the device. All sides clip gradients; on CUDA all run in bf16 by autocast
 over fp32 weights and are compiled by torch.compile, on a CPU in fp32 and eager. `peak_share` is the share of the
-machine's peak (see pico.model.flops) that goes into the model's products: of published bf16 FLOP/s on CUDA, where it is
+machine's peak (see pico.flops) that goes into the model's products: of published bf16 FLOP/s on CUDA, where it is
 MFU; on a CPU of the fastest fp32 product, measured here before and after.
 
 litgpt's dependencies do not fit pico's, so it has an environment of its own:
@@ -33,8 +33,8 @@ from train_sides.shapes import SHAPES, Setting
 
 def measure(setting: Setting, peer: str, peer_python: str, report: Callable[[str], None]) -> dict[str, Any]:
     """Both sides of one shape, a step each in turn."""
+    from pico.flops import find_peak, training_flops_per_token
     from pico.model import DecoderConfig
-    from pico.model.flops import find_peak, training_flops_per_token
 
     torch.set_num_threads(setting.threads)
     where = torch.device(setting.device), "bf16" if setting.cuda else "fp32"

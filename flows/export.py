@@ -14,8 +14,8 @@ from pico.export.model_card import model_card
 from pico.export.samples import continuations
 from pico.export.tokenizer import heldout_rows, write_tokenizer
 from pico.files import publishing, read_json, write_atomic, write_json
+from pico.flops import count_parameters
 from pico.model import DecoderConfig
-from pico.model.flops import count_parameters
 from pico.spread import with_threads
 
 DATA = Path("data")

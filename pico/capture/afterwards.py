@@ -22,8 +22,8 @@ from pico.files import canonical_json, full_disk_named, read_json, sha256_file, 
 from pico.model.decoder import load_decoder
 from pico.train.batches import Batches
 from pico.train.capture import capture_splits
+from pico.train.parallel import reproducible
 from pico.train.spec import RunSpec, data_identity
-from pico.train.world import reproducible
 
 ABOUT = "capture.json"
 """Says what was captured, on what; it marks a folder that an interrupted capture goes on in."""

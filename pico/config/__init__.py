@@ -19,12 +19,12 @@ from pico.config.training import (
     LearningDynamics,
     Live,
     Model,
-    Optimizer,
     Schedule,
     Suite,
     Training,
     Width,
 )
+from pico.optimizers import Optimizer
 
 __all__ = [
     "Analysis",

@@ -19,13 +19,13 @@ from pico.config.training import (
     LearningDynamics,
     Live,
     Model,
-    Optimizer,
     Schedule,
     Suite,
     Training,
     Width,
 )
 from pico.errors import PicoError
+from pico.optimizers import OPTIMIZERS, Optimizer
 
 MOST_CHECKPOINTS = 100_000
 """Of a run."""
@@ -144,13 +144,20 @@ def parse_params(values: Any, *, where: str = "params") -> Params:
 
 def _describe(problem: Any) -> str:
     """One line for one pydantic problem: key, value, and what would be right."""
-    key = ".".join(map(str, problem["loc"]))
+    location, named = problem["loc"], None
+    if location[:1] == ("optimizer",) and location[1:2] and location[1] in OPTIMIZERS:  # whose settings these are
+        location, named = ("optimizer", *location[2:]), location[1]
+    key = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known_keys(problem["loc"][:-1]), n=1, cutoff=0.5)
-        prefix = "".join(f"{part}." for part in problem["loc"][:-1])
-        return f"{key} is not a known setting" + (f"; did you mean {prefix}{near[0]}?" if near else "")
+        known = list(OPTIMIZERS[named].model_fields) if named else known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        prefix = "".join(f"{part}." for part in location[:-1])
+        of = f"{key} is not a known setting" + (f" of {named}, which has {', '.join(known)}" if named else "")
+        return of + (f"; did you mean {prefix}{near[0]}?" if near else "")
     if problem["type"] == "missing":
         return f"{key} is missing"
+    if problem["type"].startswith("union_tag"):
+        return f"{key}.name is none of {', '.join(OPTIMIZERS)}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key} = {problem['input']!r}: {message}" if key else message
 

@@ -84,21 +84,6 @@ class Training(Section):
     """Steps between held-out losses on the loss curve."""
 
 
-class Optimizer(Section):
-    """AdamW."""
-
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
-    beta1: float = Field(ge=0, lt=1)
-    """Decay of the first moment."""
-    beta2: float = Field(ge=0, lt=1)
-    """Decay of the second moment."""
-    eps: float = Field(gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(ge=0)
-    """Decoupled; on matrices only."""
-
-
 class Schedule(Section):
     """Learning rate over steps."""
 

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pico.flops import count_parameters
 from pico.model import Decoder
-from pico.model.flops import count_parameters
 from pico.train.capture import captured_positions, chosen_layers
-from pico.train.checkpoints import RESCUES_KEPT
+from pico.train.checkpoints import RESCUES_KEPT, checkpoint_steps
 from pico.train.spec import RunSpec
-from pico.train.steps import checkpoint_steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ def run_disk(spec: RunSpec, seq_len: int) -> Disk:
     """
     kept = len(checkpoint_steps(spec.training.steps, spec.checkpoints.every))
     counts = count_parameters(spec.decoder)
-    weights, moments = 4 * counts.total, 2 * 4 * counts.total
+    matrices = counts.attention + counts.mlp
+    weights, moments = 4 * counts.total, 4 * spec.optimizer.state_elements(matrices, counts.total - matrices)
     if spec.decoder.tied_embeddings:
         weights += 4 * spec.decoder.vocab_size * spec.decoder.d_model  # a file holds them under both names
     settings = spec.learning_dynamics

@@ -7,9 +7,9 @@ what no tensor accounts for (`RESERVED_BYTES`).
 
 from dataclasses import dataclass
 
+from pico.flops import count_parameters
 from pico.model import DecoderConfig
 from pico.model.cross_entropy import CHUNK_ELEMENTS
-from pico.model.flops import count_parameters
 
 RESERVED_BYTES = 2 * 2**30
 """Of a GPU: CUDA's context, workspaces of cuBLAS and NCCL, and gaps between tensors. A rule of thumb, not a count."""
@@ -51,9 +51,11 @@ def training_memory(
     cuda: bool,
     shards: int = 1,
     noise_batch: int = 0,
+    state_elements: int | None = None,
 ) -> Memory:
     """Of a micro-batch of rows of `seq_len`. shards: processes that weights, gradients and moments are dealt out to
-    (FSDP2); noise_batch: rows of the small batches of a capture, 0 where nothing is captured."""
+    (FSDP2); noise_batch: rows of the small batches of a capture, 0 where nothing is captured; state_elements: values that the
+    optimizer keeps, by default AdamW's two a weight."""
     counts = count_parameters(config)
     size = 4 * counts.total
     # FSDP2 holds the embeddings, which are wrapped together, and two blocks as a whole besides the shares.
@@ -72,7 +74,7 @@ def training_memory(
     return Memory(
         weights=size // shards + gathered,
         gradients=size // shards + gathered,
-        optimizer=2 * size // shards,
+        optimizer=(2 * size if state_elements is None else 4 * state_elements) // shards,
         copies=2 * (counts.attention + counts.mlp + config.vocab_size * config.d_model) if bf16 else 0,
         activations=activations,
         logits=logits,

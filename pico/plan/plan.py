@@ -9,7 +9,7 @@ import torch
 
 from pico.config import Params
 from pico.errors import PicoError
-from pico.model.flops import GPUS, ParameterCounts, count_parameters, find_peak, training_flops_per_token
+from pico.flops import GPUS, ParameterCounts, count_parameters, find_peak, training_flops_per_token
 from pico.plan.disk import Disk, run_disk
 from pico.plan.memory import RESERVED_BYTES, Memory, training_memory
 from pico.train.spec import RunSpec, run_spec
@@ -105,6 +105,8 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
     training = spec.training
     settings = spec.learning_dynamics
     captured = bool(settings.layers) and 2 * settings.noise_batch <= settings.batch_size
+    counts = count_parameters(spec.decoder)
+    matrices = counts.attention + counts.mlp
 
     def memory(micro_batch: int) -> Memory:
         return training_memory(
@@ -115,6 +117,7 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
             cuda=hardware.name != CPU,
             shards=hardware.count if training.sharding == "full" else 1,
             noise_batch=settings.noise_batch if captured else 0,
+            state_elements=spec.optimizer.state_elements(matrices, counts.total - matrices),
         )
 
     room = hardware.memory_bytes - RESERVED_BYTES
@@ -123,7 +126,7 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
     tokens = training.steps * training.batch_size * seq_len
     plan = ModelPlan(
         model=spec.model,
-        counts=count_parameters(spec.decoder),
+        counts=counts,
         tokens=tokens,
         flops_per_token=flops_per_token,
         micro_batch=training.micro_batch_size,

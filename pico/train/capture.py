@@ -141,7 +141,8 @@ def _gradients(
     """Of the mean loss over all tokens of `rows`, float32, on the model's device."""
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
-        for inputs, targets in micro_batches(rows, micro_batch_size, next(iter(weights.values())).device):
+        for (part,) in micro_batches((rows,), micro_batch_size, next(iter(weights.values())).device):
+            inputs, targets = part[:, :-1], part[:, 1:]
             with context():
                 loss = model.loss(inputs, targets, "sum") / (rows.shape[0] * targets.shape[1])
             for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):

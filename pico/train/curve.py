@@ -1,9 +1,11 @@
-"""The loss curve: one line an update while training runs, in order, and a CSV at the end."""
+"""The loss curve: one line an update while training runs, a CSV at the end, and a detector of spikes in it."""
 
 import json
 import math
 import os
+import statistics
 import zlib
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 from pico.errors import PicoError
 from pico.files import full_disk_named, write_atomic
 
+WINDOW, THRESHOLD = 64, 6.0
+"""Losses before, and robust deviations above them, that make a spike."""
 HEADER = "step,tokens,learning_rate,train_loss,gradient_norm,heldout_loss"
 
 
@@ -86,6 +90,30 @@ def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
                     "such updates out with training.on_nonfinite: skip",
                 )
     return None
+
+
+class SpikeDetector:
+    """Told the losses in order, says which of them is a spike.
+
+    The baseline is the median of the last `window` losses, the deviation 1.4826 times their median absolute deviation,
+    as in `pico.analysis.metrics.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
+    """
+
+    def __init__(self, window: int = WINDOW, threshold: float = THRESHOLD) -> None:
+        self.threshold = threshold
+        self._before: deque[float] = deque(maxlen=window)
+
+    def baseline(self, loss: float) -> float | None:
+        """The median before, where `loss` is a spike above it; else None. There are no spikes before a full window."""
+        found = None
+        if len(self._before) == self._before.maxlen:
+            centre = statistics.median(self._before)
+            deviation = 1.4826 * statistics.median(abs(one - centre) for one in self._before)
+            if loss > centre + self.threshold * deviation + 1e-9 * abs(centre):
+                found = centre
+        if math.isfinite(loss):
+            self._before.append(loss)
+        return found
 
 
 def _cell(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from pico.cli import app
 from pico.config import Params, load_params
 from pico.errors import PicoError
-from pico.model.flops import GPUS
+from pico.flops import GPUS
 from pico.plan.plan import Hardware, find_hardware, plan_suite
 
 ROOT = Path(__file__).parents[2]

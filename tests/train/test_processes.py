@@ -9,8 +9,8 @@ import torch
 
 from pico.checkpoint import checkpoints
 from pico.train.loop import train
-from pico.train.spec import identity
-from pico.train.world import World
+from pico.train.parallel import World
+from pico.train.spec import run_identity
 
 from .conftest import contents, curve, make_spec
 
@@ -19,7 +19,7 @@ def _one_of_several(rank: int, size: int, sharding: str, tokens: Path, work: Pat
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     spec = make_spec(workers=size, micro_batch_size=1, sharding=sharding)
     asked = iter(range(10**9))
-    train(spec, tokens, work, identity(spec, tokens), world=World(rank, size), stop=lambda: next(asked) >= after)
+    train(spec, tokens, work, run_identity(spec, tokens), world=World(rank, size), stop=lambda: next(asked) >= after)
     torch.distributed.destroy_process_group()
 
 
