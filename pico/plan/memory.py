@@ -53,9 +53,12 @@ def training_memory(
     noise_batch: int = 0,
     state_elements: int | None = None,
 ) -> Memory:
-    """Of a micro-batch of rows of `seq_len`. shards: processes that weights, gradients and moments are dealt out to
-    (FSDP2); noise_batch: rows of the small batches of a capture, 0 where nothing is captured; state_elements: values that the
-    optimizer keeps, by default AdamW's two a weight."""
+    """Returns the memory of a micro-batch of rows of `seq_len`.
+
+    shards: processes that weights, gradients and moments are dealt out to (FSDP2); noise_batch: rows of the small
+    batches of a capture, 0 where nothing is captured; state_elements: values that the optimizer keeps, by default
+    AdamW's two a weight.
+    """
     counts = count_parameters(config)
     size = 4 * counts.total
     # FSDP2 holds the embeddings, which are wrapped together, and two blocks as a whole besides the shares.
