@@ -18,19 +18,19 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSettings(BaseModel):
-    """What all optimizers share: no unknown keys, no silent conversion of text to numbers."""
+    """Settings of every optimizer: no unknown keys, no silent conversion of text to numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
     elementwise: ClassVar[bool] = True
-    """Whether every weight is updated by itself, so that a process may hold a shard of a matrix (FSDP2)."""
+    """True where every weight is updated by itself, so that a process may hold a shard of a matrix (FSDP2)."""
 
     name: str
     lr: float = Field(gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(ge=0)
-    """Of matrices only: a norm's weight is meant to be about 1, not 0."""
+    """Decay of matrices only: a norm's weight is meant to be about 1, not 0."""
 
     def build(self, parameters: Mapping[str, "Tensor"]) -> list[Any]:
         """Returns torch optimizers over `parameters` (by name), which are stepped one after another.

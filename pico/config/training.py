@@ -93,7 +93,7 @@ class Schedule(Section):
     warmup_steps: NonNegative
     """Steps of linear rise from 0 to the peak."""
     final_fraction: Fraction
-    """Where the decay ends, as a share of the peak."""
+    """The end of the decay, as a share of the peak."""
     decay_fraction: Fraction = 0.2
     """`wsd`: the share of all steps that decays."""
     restart_every: Positive = 2000

@@ -39,7 +39,7 @@ class Batches:
         return self._rows(self._indices(update)[shard])
 
     def dynamics(self, split: str, step: int) -> Tensor:
-        """The captured batch at checkpoint `step`: `learning_dynamics.batch_size` rows.
+        """Returns the captured batch at checkpoint `step`: `learning_dynamics.batch_size` rows.
 
         "train": the first rows of the batch of the next update, and where that is smaller, of the updates after it;
         "val": the same rows of the small held-out set at every step, taken in turn from the domains.
@@ -52,7 +52,7 @@ class Batches:
         return self._rows(indices[:size])
 
     def all_heldout(self) -> Tensor:
-        """Every held-out row, domain after domain."""
+        """Returns every held-out row, domain after domain."""
         return torch.from_numpy(np.concatenate([self.heldout[name] for name in sorted(self.heldout)]).astype(np.int64))
 
     def _indices(self, update: int) -> np.ndarray:
@@ -63,7 +63,7 @@ class Batches:
 
 
 def round_robin(domains: dict[str, np.ndarray], size: int) -> np.ndarray:
-    """The first row of each domain by name, then the second of each, and so on: `size` rows, or all there are."""
+    """Returns the first row of each domain by name, then the second of each, and so on: `size` rows, or all."""
     longest = max(len(rows) for rows in domains.values())
     ordered = [rows[i] for i in range(longest) for _, rows in sorted(domains.items()) if i < len(rows)]
     return np.stack(ordered[:size])

@@ -34,21 +34,21 @@ from pico.train.spec import RunSpec, differing_keys
 
 RESCUES_KEPT = 2
 LOCK_SECONDS = 60.0
-"""How long to wait for a process that is on its way out, as after a kill of its parent."""
+"""Time for a process that is on its way out, as after a kill of its parent."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A copy, on the CPU, of all that training goes on from."""
+    """A copy, on the CPU, of all that a resume needs."""
 
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-    """What optimizer.safetensors holds: the optimizers' state as `<parameter>.<kind>`, and where there are any, the
+    """The content of optimizer.safetensors: the optimizers' state as `<parameter>.<kind>`, and where there are any, the
     recipe's tensors as `recipe.<name>` and weights that are not those of model.safetensors as `parameters.<name>`."""
     rng: bytes
     """The random state of torch in the first process."""
     recipe: Mapping[str, Any]
-    """What `Recipe.values` returned."""
+    """Plain values, from `Recipe.values`."""
 
 
 class CheckpointManager:
@@ -166,7 +166,7 @@ class CheckpointManager:
         self.curve.restart(step or 0)
 
     def _folders(self) -> list[Path]:
-        """Checkpoint folders of both kinds by step, those without a manifest included."""
+        """Returns checkpoint folders of both kinds by step, those without a manifest included."""
         found = [*self.model.glob(f"checkpoints/{STEP_GLOB}"), *self.rescue.glob(STEP_GLOB)]
         return sorted(found, key=lambda folder: (folder.name, folder.parent.name))
 

@@ -20,13 +20,13 @@ HEADER = "step,tokens,learning_rate,train_loss,gradient_norm,heldout_loss"
 
 @dataclass(frozen=True)
 class Point:
-    """What is known of one update; losses in nats a token."""
+    """One update as it is recorded; losses in nats a token."""
 
     step: int
     """Updates taken, this one included."""
     learning_rate: float
     train_loss: float
-    """Of this update's batch, before the update."""
+    """Loss of this update's batch, before the update."""
     gradient_norm: float
     """Before clipping."""
     heldout_loss: float | None = None
@@ -40,7 +40,7 @@ class Curve:
         self.path = path
 
     def read(self) -> list[Point]:
-        """All points from step 1 on, as far as they follow each other without a gap."""
+        """Returns all points from step 1 on, as far as they follow each other without a gap."""
         points: list[Point] = []
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
@@ -55,7 +55,7 @@ class Curve:
         return points
 
     def restart(self, step: int) -> None:
-        """Forgets all points after `step`, because training goes on from there."""
+        """Drops all points after `step`, because training goes on from there."""
         write_atomic(self.path, "".join(map(_line, self.read()[:step])))
 
     def append(self, points: Iterable[Point]) -> None:
@@ -80,7 +80,7 @@ def write_csv(points: Iterable[Point], tokens_per_step: int, path: Path) -> None
 
 
 def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
-    """An error that names the first step whose loss or gradient is not finite; None where all are."""
+    """Returns an error that names the first step whose loss or gradient is not finite; None where all are."""
     for point in points:
         for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
             if not math.isfinite(value):
@@ -93,7 +93,7 @@ def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
 
 
 class SpikeDetector:
-    """Told the losses in order, says which of them is a spike.
+    """Finds spikes among losses that are given in order.
 
     The baseline is the median of the last `window` losses, the deviation 1.4826 times their median absolute deviation,
     as in `pico.analysis.metrics.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
@@ -104,7 +104,7 @@ class SpikeDetector:
         self._before: deque[float] = deque(maxlen=window)
 
     def baseline(self, loss: float) -> float | None:
-        """The median before, where `loss` is a spike above it; else None. There are no spikes before a full window."""
+        """Returns the median before, where `loss` is a spike above it; else None, as before the window is full."""
         found = None
         if len(self._before) == self._before.maxlen:
             centre = statistics.median(self._before)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pico.train.run import Run
 
 RESTARTS = 3
-"""How often workers that died (not: that raised an error) are started again."""
+"""Times that workers which died (not: which raised an error) are started again."""
 STOP = "stop"
 """A file in the run's folder, where the run is to save a rescue checkpoint and leave."""
 ECHO_SECONDS = 5.0
-"""How long the others of several workers may take to fail of themselves after one has, before they are ended."""
+"""Time for the others of several workers to fail of themselves after one has, before they are ended."""
 
 
 def train_on_ray(run: "Run") -> bool:

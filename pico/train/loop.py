@@ -26,7 +26,7 @@ from pico.train.spec import RunSpec
 from pico.train.step import TrainStep, Update, restore, restore_tensors, with_prefix, without_prefix
 
 FLUSH_SECONDS = 0.5
-"""How often a single process reads losses back from the device, checks and records them."""
+"""Time after which a single process reads losses back from the device, checks and records them."""
 FLUSH_STEPS = 10
 """The same for several processes, in steps, because all of them must do it at the same one."""
 
@@ -139,7 +139,7 @@ class _Run:
         return True
 
     def _prefetched(self, start: int) -> AbstractContextManager[Iterator[tuple[Tensor, ...]]]:
-        """Gives this process's share of each batch from update `start` on."""
+        """Returns this process's share of each batch from update `start` on."""
         steps = self.spec.training.steps
         return prefetched(lambda update: self.recipe.batch(update, self.shard), start, steps, self.world.device)
 
@@ -225,13 +225,13 @@ class _Run:
                 self.report({"warning": f"loss spike at step {point.step}: {point.train_loss:.3f} after {before:.3f}"})
 
     def _asked_to_stop(self, step: int) -> bool:
-        """Whether to leave before this step's update: all processes at the same step."""
+        """Returns whether to leave before this step's update: all processes at the same step."""
         if self.world.size == 1:
             return self.stop()
         return step % FLUSH_STEPS == 0 and self._first_says(self.stop())
 
     def _time_for_rescue(self, step: int) -> bool:
-        """Whether a rescue checkpoint is due: where the model is sharded, all processes take part in it, and ask."""
+        """Returns whether a rescue checkpoint is due. Where the model is sharded, all processes take part, and ask."""
         due = time.monotonic() - self.saved > self.spec.checkpoints.rescue_seconds
         if self.world.size == 1 or self.spec.training.sharding == "none":
             return self.first and due
@@ -280,7 +280,7 @@ class _Run:
 
     @torch.no_grad()
     def _heldout_loss(self) -> float:
-        """Mean loss over all held-out tokens, nats a token; micro-batches are dealt out to the processes in turn."""
+        """Returns the mean loss over all held-out tokens, nats a token; micro-batches go to the processes in turn."""
         rows = self.batches.all_heldout()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         parts = rows.split(self.spec.training.micro_batch_size)
@@ -296,11 +296,11 @@ class _Run:
         return float(self.world.all_reduce(total)) / (len(rows) * self.batches.seq_len)
 
     def _precision(self) -> AbstractContextManager:
-        """fp32 as it is, or bf16 by autocast over fp32 weights."""
+        """Returns the context of a forward pass: fp32 as it is, or bf16 by autocast over fp32 weights."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.spec.training.precision == "bf16")
 
     def _eager(self) -> AbstractContextManager:
-        """The same, with compiled layers run uncompiled, where hooks work."""
+        """Returns the same, with compiled layers run uncompiled, where hooks work."""
         if not self.spec.training.compile:
             return self._precision()
         stack = ExitStack()

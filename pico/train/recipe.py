@@ -1,4 +1,4 @@
-"""How a model is trained, in one class: subclass `Recipe` to change the model, objective, optimizer, schedule or batch.
+"""The seam for training: subclass `Recipe` to change the model, objective, optimizer, schedule or batch.
 
 The loop (pico.train.loop) knows only these methods; each has the suite's behaviour as its default, and a hook that is
 left as it is costs nothing. docs/training.md has a complete example.
@@ -26,14 +26,14 @@ from pico.train.spec import RunSpec
 
 @dataclass(frozen=True)
 class TrainState:
-    """What hooks may look at and change."""
+    """The objects that hooks may look at and change."""
 
     model: nn.Module
-    """What `Recipe.build_model` returned."""
+    """The result of `Recipe.build_model`."""
     parameters: Mapping[str, Tensor]
     """All parameters by name; of a sharded model (FSDP2) this process's shards."""
     optimizers: Sequence[Any]
-    """What `Recipe.build_optimizers` returned."""
+    """The result of `Recipe.build_optimizers`."""
 
 
 class Recipe:
@@ -116,7 +116,7 @@ class Recipe:
 
     @classmethod
     def identity(cls) -> dict[str, str]:
-        """Returns what names this recipe's code; a checkpoint of another recipe is refused. Empty for the default."""
+        """Returns the class and the hash of its file, by which a checkpoint knows its recipe; empty for the default."""
         if cls is Recipe:
             return {}
         code = Path(inspect.getfile(cls)).read_bytes()

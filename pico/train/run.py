@@ -15,7 +15,7 @@ from pico.train.spec import RunSpec, run_identity
 from pico.watch.events import EventReader
 
 STOP_SECONDS = 120.0
-"""How long a run that is asked to stop may take to save a rescue checkpoint."""
+"""Time for a run that is asked to stop to save a rescue checkpoint."""
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -28,9 +28,9 @@ class Run:
     tokens: Path
     recipe: type[Recipe]
     identity: Mapping[str, Any]
-    """What its checkpoints must agree with."""
+    """Settings and data that its checkpoints must agree with."""
     folder: Path
-    """Where it works: `model` is what is published, `curve.jsonl` the loss curve."""
+    """Its working folder: `model` is what is published, `curve.jsonl` the loss curve."""
 
 
 def open_run(spec: RunSpec, tokens: Path, runs: Path = Path("runs"), recipe: type[Recipe] = Recipe) -> Run:

@@ -16,7 +16,7 @@ from pico.train.recipe import Recipe, TrainState
 
 @dataclass(frozen=True)
 class Update:
-    """What one update was; tensors stay on the device until somebody needs to know."""
+    """The record of one update; tensors stay on the device until somebody needs to know."""
 
     step: int
     """Updates taken, this one included."""

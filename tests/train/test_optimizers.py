@@ -1,4 +1,4 @@
-"""Each optimizer is the one of its paper, leaves everything alone where a gradient is broken, and resumes to the bit."""
+"""Each optimizer is that of its paper, changes nothing where a gradient is broken, and resumes to the bit."""
 
 import dataclasses
 import shutil
@@ -195,7 +195,7 @@ def test_state_of_another_model_is_refused_by_name(tokens):
         state = step.optimizer_tensors() | wrong
         with pytest.raises(PicoError, match=rf"{next(iter(wrong))} does not fit"):
             step.restore_optimizers(state, where="here")
-    with pytest.raises(PicoError, match="output_norm.weight does not fit"):
+    with pytest.raises(PicoError, match=r"output_norm\.weight does not fit"):
         restore(step.model.parameters, {**step.model.parameters, "output_norm.weight": torch.zeros(3)}, step.model,
                 where="here")  # fmt: skip
 

@@ -92,8 +92,7 @@ class Episodes(Recipe):
         return model
 
     def export(self, weights):
-        named = {name.removeprefix("decoder."): one for name, one in weights.items() if name.startswith("decoder.")}
-        return named
+        return {name.removeprefix("decoder."): one for name, one in weights.items() if name.startswith("decoder.")}
 
     def begin(self, state):
         self.episodes = 0
