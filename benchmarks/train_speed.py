@@ -33,8 +33,8 @@ from train_sides.shapes import SHAPES, Setting
 
 def measure(setting: Setting, peer: str, peer_python: str, report: Callable[[str], None]) -> dict[str, Any]:
     """Both sides of one shape, a step each in turn."""
+    from pico.flops import training_flops_per_token
     from pico.model import DecoderConfig
-    from pico.model.flops import training_flops_per_token
     from pico.watch.hardware import find_peak
 
     torch.set_num_threads(setting.threads)

@@ -13,8 +13,8 @@ from pico.export.hugging_face import verify_export, write_model
 from pico.export.model_card import continuations, model_card
 from pico.export.tokenizer import heldout_rows, write_tokenizer
 from pico.files import publishing, read_json, write_atomic, write_json
+from pico.flops import count_parameters
 from pico.model import DecoderConfig
-from pico.model.flops import count_parameters
 from pico.spread import with_threads
 
 DATA = Path("data")

@@ -1,6 +1,7 @@
 """Stage `pretrain`: one model of the suite, with checkpoints and learning dynamics."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from pico.checkpoint import MANIFEST, checkpoints, verify
 from pico.errors import PicoError
 from pico.files import publish, read_json, sha256_file, write_json
 from pico.train.curve import Curve, write_csv
-from pico.train.run import pretrain as pretrain_model
-from pico.train.run import run_folder
-from pico.train.spec import RunSpec, run_spec
+from pico.train.run import Run, open_run, train_run
+from pico.train.spec import run_spec
+from pico.watch.events import Utilization
 from pico.watch.live import watched
 from pico.watch.progress import Display
 
@@ -23,32 +24,39 @@ PUBLISHED = "published.json"
 
 
 @task(name="train")
-def train(stage: Stage, spec: RunSpec) -> Path:
-    """Trains on Ray, or goes on where an interrupted run stopped; returns the run's folder."""
+def train(stage: Stage, run: Run) -> None:
+    """Trains on Ray, or goes on where an interrupted run stopped."""
+    spec = run.spec
+    utilization = Utilization(spec.decoder, spec.training)
     with (
         stage.ray(),
         stage.progress(spec.training.steps, "steps") as bar,
-        watched(stage.params.live, spec.model, stage.params.suite.scale) as watch,
+        watched(stage.params.live, spec.model, stage.params.suite.scale, history) as watch,
     ):
         display = Display(bar, warn=stage.logger.warning)
 
         def show(event: dict[str, Any]) -> None:
-            display.show(event)
+            display.show(utilization(event))
             watch(event)
 
-        return pretrain_model(spec, TOKENS, on_ray=True, show=show)
+        train_run(run, on_ray=True, show=show)
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """Returns the points of a loss curve as events carry them."""
+    return [asdict(point) for point in Curve(path).read()]
 
 
 @task(name="publish")
-def publish_run(stage: Stage, spec: RunSpec, work: Path, out: Path) -> None:
+def publish_run(stage: Stage, run: Run, out: Path) -> None:
     """Puts the loss curve and the checkpoints in their places."""
+    work = run.folder
     curve = Curve(work / "curve.jsonl").read()
     tokens_per_step = checkpoints(work / "model")[-1].trainer["tokens_per_step"]
     write_csv(curve, tokens_per_step, work / "model" / "training.csv")
     write_json(work / PUBLISHED, contents(work / "model"))
     publish(work / "model", out)
     shutil.rmtree(work / "rescue", ignore_errors=True)
-    shutil.rmtree(work / "ray", ignore_errors=True)
     rows = [
         {
             "step": point.step,
@@ -59,17 +67,17 @@ def publish_run(stage: Stage, spec: RunSpec, work: Path, out: Path) -> None:
         for point in curve
         if point.heldout_loss is not None
     ]
-    stage.table(f"pretrain-{spec.model}-curve", rows, f"Loss of {spec.model}, nats a token")
+    stage.table(f"pretrain-{run.spec.model}-curve", rows, f"Loss of {run.spec.model}, nats a token")
 
 
 def contents(model: Path) -> dict[str, str]:
-    """sha256 of what names all of a model's bytes: its checkpoints' manifests, and its loss curve."""
+    """Returns the sha256 of the files that name all of a model's bytes: checkpoints' manifests and the loss curve."""
     files = [*model.glob(f"checkpoints/*/{MANIFEST}"), model / "training.csv"]
     return {path.relative_to(model).as_posix(): sha256_file(path) for path in sorted(files)}
 
 
 def unrecorded(name: str, work: Path, out: Path) -> bool:
-    """Whether `out` is what this very run published, but DVC was ended before it had recorded that.
+    """Returns whether this very run published `out`, but DVC was ended before it had recorded that.
 
     Then it is not made again. Where DVC has recorded it, somebody asked for it to be made anew (`dvc repro --force`).
     """
@@ -85,10 +93,12 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
 
 def pretrain(stage: Stage) -> None:
-    """The whole stage."""
-    spec = run_spec(stage.params, stage.model)
-    out = Path("data/models") / stage.params.suite.scale / spec.model
-    if unrecorded(f"pretrain@{spec.model}", run_folder(spec, TOKENS), out):
+    """Runs the whole stage."""
+    if stage.model is None:
+        raise ValueError("stage pretrain needs --model")
+    run = open_run(run_spec(stage.params, stage.model), TOKENS)
+    out = Path("data/models") / stage.params.suite.scale / stage.model
+    if unrecorded(f"pretrain@{stage.model}", run.folder, out):
         try:
             for checkpoint in checkpoints(out):
                 verify(checkpoint.folder)
@@ -97,7 +107,8 @@ def pretrain(stage: Stage) -> None:
         else:
             stage.logger.info(f"{out} was finished by a run that was ended before DVC recorded it: it is kept")
             return
-    publish_run(stage, spec, train(stage, spec), out)
+    train(stage, run)
+    publish_run(stage, run, out)
 
 
 if __name__ == "__main__":

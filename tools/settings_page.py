@@ -1,11 +1,13 @@
 """Writes docs/settings.md from the classes and docstrings of pico/config. A test keeps the two equal."""
 
 from collections.abc import Iterable, Iterator
+from inspect import cleandoc
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pico.config import Params, section_of
+from pico.optimizers import OPTIMIZERS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -22,12 +24,24 @@ def page() -> str:
         "nearest right one named, and so does a missing one, unless it may be null; `pico params` checks the file.",
     ]
     for name, field in Params.model_fields.items():
+        if name == "optimizer":
+            lines += _optimizers()
+            continue
         section = section_of(field.annotation)
         title = f"{name}.NAME" if get_origin(field.annotation) is dict else name
         lines += ["", f"## `{title}`", "", (section.__doc__ if section else field.description or "").strip()]
         if section:
             lines += ["", "| key | type | meaning |", "|---|---|---|", *_rows(section, "")]
     return "\n".join(lines) + "\n"
+
+
+def _optimizers() -> list[str]:
+    """Returns a table for each optimizer that `optimizer.name` may name."""
+    lines = ["", "## `optimizer`", "", "`name` says which; each has keys of its own."]
+    for name, kind in OPTIMIZERS.items():
+        lines += ["", f"### `{name}`", "", cleandoc(kind.__doc__ or ""), ""]
+        lines += ["| key | type | meaning |", "|---|---|---|", *_rows(kind, "")]
+    return lines
 
 
 def _rows(section: Any, prefix: str) -> Iterator[str]:

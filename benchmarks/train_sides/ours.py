@@ -14,7 +14,7 @@ from train_sides.shapes import BETAS, CLIP, DECAY, LR, Setting, Shape, now
 def ours(setting: Setting) -> Iterator[float]:
     """Steps of pico.train. It asks before every step whether to stop; there it waits for the next one to be wanted."""
     from pico.train.loop import train
-    from pico.train.spec import identity
+    from pico.train.spec import run_identity
 
     # Checkpoints are written at steps 0, 1, 2, 4, ...: the steps that are timed lie between two of them.
     first = 1 << max(3, setting.steps.bit_length())
@@ -44,14 +44,14 @@ def ours(setting: Setting) -> Iterator[float]:
         spec = _spec(setting, 2 * first)
 
         def body() -> None:
-            from pico.train.world import World
+            from pico.train.parallel import World
 
             try:
                 train(
                     spec,
                     tokens,
                     work,
-                    identity(spec, tokens),
+                    run_identity(spec, tokens),
                     world=World(device=torch.device(setting.device)),
                     stop=stop,
                 )
@@ -72,8 +72,9 @@ def ours(setting: Setting) -> Iterator[float]:
 
 
 def _spec(setting: Setting, steps: int) -> Any:
-    from pico.config import Checkpoints, LearningDynamics, Optimizer, Schedule, Training
+    from pico.config import Checkpoints, LearningDynamics, Schedule, Training
     from pico.model import DecoderConfig
+    from pico.optimizers import AdamW
     from pico.train.spec import RunSpec
 
     shape = setting.shape
@@ -101,7 +102,7 @@ def _spec(setting: Setting, steps: int) -> Any:
             gradient_clip=CLIP,
             eval_every=steps,
         ),
-        optimizer=Optimizer(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=1e-8, weight_decay=DECAY),
+        optimizer=AdamW(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=1e-8, weight_decay=DECAY),
         schedule=Schedule(kind="constant", warmup_steps=1, final_fraction=1.0),
         checkpoints=Checkpoints(every=1 << 30, rescue_seconds=1e9),
         learning_dynamics=LearningDynamics(layers=[], batch_size=8, positions=1),

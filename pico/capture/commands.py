@@ -29,8 +29,8 @@ from pico.model.decoder import load_decoder
 from pico.plugins import UserFile, file_hashes
 from pico.train.batches import Batches
 from pico.train.capture import capture_splits
+from pico.train.parallel import reproducible
 from pico.train.spec import RunSpec, data_identity
-from pico.train.world import reproducible
 
 CAPTURE = "capture.json"
 """Says what was captured, on what; it marks a folder that an interrupted capture goes on in."""

@@ -22,8 +22,9 @@ from pico.config.data import PretrainedTokenizer as PretrainedTokenizer
 from pico.config.data import Source as Source
 from pico.config.data import Wheel as Wheel
 from pico.config.model import DecoderConfig, Misfit, Model, Width, decoder_config
-from pico.config.training import Checkpoints, LearningDynamics, Live, Optimizer, Schedule, Suite, Training
+from pico.config.training import Checkpoints, LearningDynamics, Live, Schedule, Suite, Training
 from pico.errors import PicoError
+from pico.optimizers import Optimizer
 
 MOST_CHECKPOINTS = 100_000
 """The most checkpoints of a run: each is a folder that analysis, benchmarks and the report look at."""

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
@@ -58,28 +58,51 @@ def section_of(annotation: Any) -> Any:
     return None
 
 
-def known_keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
-    """Returns the setting names that are allowed at a place below `kind`, such as ("corpus", "sources", 0)."""
+def choices_of(field: FieldInfo) -> dict[str, Any]:
+    """Returns the classes that a setting of the section chooses among, by its value, as `optimizer.name` does."""
+    tag = field.discriminator
+    kinds = get_args(field.annotation) if isinstance(tag, str) else ()
+    return {fields_of(kind)[str(tag)].default: kind for kind in kinds}
+
+
+def settings_at(kind: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """Returns the keys of a place below `kind`, such as ("corpus", "sources", 0), and the class of its settings.
+
+    pydantic's places also name the class that was chosen, ("optimizer", "adamw", "lr"), which is no key.
+    """
+    keys: list[str] = []
+    choices: dict[str, Any] = {}
     for part in location:
-        fields = fields_of(kind)
-        if part in fields:
-            kind = section_of(fields[str(part)].annotation)
-    return list(fields_of(kind))
+        if part in choices:
+            kind, choices = choices[str(part)], {}
+            continue
+        keys.append(str(part))
+        field = fields_of(kind).get(str(part))
+        if field is not None:
+            kind, choices = section_of(field.annotation), choices_of(field)
+    return keys, kind
 
 
 def problems(error: ValidationError, kind: Any) -> Iterator[str]:
     """Yields a line for each problem of `error`, which validating a `kind` raised: key, value, and what is right."""
     for problem in error.errors():
         # A dataclass numbers the arguments that were given by position.
-        parts = [list(fields_of(kind))[part] if part == problem["loc"][0] and isinstance(part, int) else part
-                 for part in problem["loc"]]  # fmt: skip
-        *parents, last = map(str, parts or [""])
-        key, prefix = ".".join(map(str, parts)), "".join(f"{part}." for part in parents)
+        parts = tuple(list(fields_of(kind))[part] if part == problem["loc"][0] and isinstance(part, int) else part
+                      for part in problem["loc"])  # fmt: skip
+        keys, _ = settings_at(kind, parts)
+        *parents, last = keys or [""]
+        key, prefix = ".".join(keys), "".join(f"{part}." for part in parents)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            near = difflib.get_close_matches(last, known_keys(kind, problem["loc"][:-1]), n=1, cutoff=0.5)
-            yield f"{key} is not a known setting" + (f"; did you mean {prefix}{near[0]}?" if near else "")
+            known = list(fields_of(settings_at(kind, parts[:-1])[1]))
+            near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+            chosen = parts[-2] if len(keys) < len(parts) else None
+            of = f" of {chosen}, which has {', '.join(known)}" if chosen else ""
+            yield f"{key} is not a known setting{of}" + (f"; did you mean {prefix}{near[0]}?" if near else "")
         elif problem["type"] == "missing":
             yield f"{key} is missing"
+        elif problem["type"].startswith("union_tag"):
+            field = fields_of(settings_at(kind, parts[:-1])[1])[last]
+            yield f"{key}.{field.discriminator} is none of {', '.join(choices_of(field))}"
         elif problem["type"] == "unnamed":
             yield from (f"{key}.{name} is missing" for name in problem["ctx"]["names"])
         elif problem["type"] == "misfits":

@@ -46,21 +46,6 @@ class Training(Section):
     """Steps between held-out losses on the loss curve."""
 
 
-class Optimizer(Section):
-    """AdamW."""
-
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
-    beta1: float = Field(ge=0, lt=1)
-    """Decay of the first moment."""
-    beta2: float = Field(ge=0, lt=1)
-    """Decay of the second moment."""
-    eps: float = Field(gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(ge=0)
-    """Decoupled; on matrices only."""
-
-
 class Schedule(Section):
     """Learning rate over steps."""
 
@@ -70,7 +55,7 @@ class Schedule(Section):
     warmup_steps: NonNegative
     """Steps of linear rise from 0 to the peak."""
     final_fraction: Fraction
-    """Where the decay ends, as a share of the peak."""
+    """The end of the decay, as a share of the peak."""
     decay_fraction: Fraction = 0.2
     """`wsd`: the share of all steps that decays."""
     restart_every: Positive = 2000

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from pico.config import Params
 from pico.errors import PicoError
-from pico.model.flops import ParameterCounts, count_parameters, training_flops_per_token
+from pico.flops import ParameterCounts, count_parameters, training_flops_per_token
 from pico.plan.resources import RESERVED_BYTES, Disk, Memory, run_disk, training_memory
 from pico.train.spec import RunSpec, run_spec
 from pico.watch.hardware import GPUS, find_peak
@@ -116,6 +116,8 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
     training = spec.training
     settings = spec.learning_dynamics
     captured = bool(settings.layers) and 2 * settings.noise_batch <= settings.batch_size
+    counts = count_parameters(spec.decoder)
+    matrices = counts.attention + counts.mlp
 
     def memory(micro_batch: int) -> Memory:
         return training_memory(
@@ -126,6 +128,7 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
             cuda=hardware.name != CPU,
             shards=hardware.count if training.sharding == "full" else 1,
             noise_batch=settings.noise_batch if captured else 0,
+            state_elements=spec.optimizer.state_elements(matrices, counts.total - matrices),
         )
 
     room = hardware.memory_bytes - RESERVED_BYTES
@@ -134,7 +137,7 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
     tokens = training.steps * training.batch_size * seq_len
     plan = ModelPlan(
         model=spec.model,
-        counts=count_parameters(spec.decoder),
+        counts=counts,
         tokens=tokens,
         flops_per_token=flops_per_token,
         micro_batch=training.micro_batch_size,

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pico.flops import count_parameters
 from pico.model import Decoder, DecoderConfig
 from pico.model.cross_entropy import CHUNK_ELEMENTS
-from pico.model.flops import count_parameters
 from pico.train.capture import captured_positions, chosen_layers
-from pico.train.checkpoints import RESCUES_KEPT
+from pico.train.checkpoints import RESCUES_KEPT, checkpoint_steps
 from pico.train.spec import RunSpec
-from pico.train.steps import checkpoint_steps
 
 RESERVED_BYTES = 2 * 2**30
 """Memory held back on a GPU for CUDA's context, workspaces of cuBLAS and NCCL, and gaps; a rule of thumb."""
@@ -57,11 +56,13 @@ def training_memory(
     cuda: bool,
     shards: int = 1,
     noise_batch: int = 0,
+    state_elements: int | None = None,
 ) -> Memory:
-    """Returns the memory of training on a micro-batch of rows of `seq_len` tokens.
+    """Returns the memory of a micro-batch of rows of `seq_len`.
 
-    shards: processes over which weights, gradients and moments are sharded (FSDP2). noise_batch: rows of the small
-    batches of a capture, 0 where nothing is captured.
+    shards: processes over which weights, gradients and moments are sharded (FSDP2); noise_batch: rows of the small
+    batches of a capture, 0 where nothing is captured; state_elements: values that the optimizer keeps, by default
+    AdamW's two a weight.
     """
     counts = count_parameters(config)
     size = 4 * counts.total
@@ -81,7 +82,7 @@ def training_memory(
     return Memory(
         weights=size // shards + gathered,
         gradients=size // shards + gathered,
-        optimizer=2 * size // shards,
+        optimizer=(2 * size if state_elements is None else 4 * state_elements) // shards,
         copies=2 * (counts.attention + counts.mlp + config.vocab_size * config.d_model) if bf16 else 0,
         activations=activations,
         logits=logits,
@@ -157,7 +158,8 @@ def run_disk(spec: RunSpec, seq_len: int) -> Disk:
     """
     kept = len(checkpoint_steps(spec.training.steps, spec.checkpoints.every))
     counts = count_parameters(spec.decoder)
-    weights, moments = 4 * counts.total, 2 * 4 * counts.total
+    matrices = counts.attention + counts.mlp
+    weights, moments = 4 * counts.total, 4 * spec.optimizer.state_elements(matrices, counts.total - matrices)
     if spec.decoder.tied_embeddings:
         weights += 4 * spec.decoder.vocab_size * spec.decoder.d_model  # a file holds them under both names
     settings = spec.learning_dynamics

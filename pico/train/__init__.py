@@ -1,1 +1,1 @@
-"""Pretraining: the loop, its schedules, what is captured and kept, and its spread over processes."""
+"""Pretraining: the loop, the recipe that says what it does, checkpoints, captures, and workers."""

@@ -1,6 +1,9 @@
-"""Which rows each update and each capture sees: pure functions of step and settings, whatever the world size."""
+"""The rows that each update and each capture sees: pure functions of step and settings, read ahead of time."""
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,9 @@ from torch import Tensor
 from pico.data.tokens.loader import TokenRows, batch_indices, heldout_rows
 from pico.errors import PicoError
 from pico.train.spec import RunSpec
+
+AHEAD = 2
+"""Batches that are ready and wait."""
 
 
 class Batches:
@@ -28,12 +34,12 @@ class Batches:
                 mend="set packing.seq_len and model.max_seq_len to fit",
             )
 
-    def of_update(self, update: int, share: slice = slice(None)) -> Tensor:
-        """The batch of update `update` (0-based), or a share of it."""
-        return self._rows(self._indices(update)[share])
+    def of_update(self, update: int, shard: slice = slice(None)) -> Tensor:
+        """Returns the batch of update `update` (0-based), or a part of it."""
+        return self._rows(self._indices(update)[shard])
 
     def dynamics(self, split: str, step: int) -> Tensor:
-        """The captured batch at checkpoint `step`: `learning_dynamics.batch_size` rows.
+        """Returns the captured batch at checkpoint `step`: `learning_dynamics.batch_size` rows.
 
         "train": the first rows of the batch of the next update, and where that is smaller, of the updates after it;
         "val": the same rows of the small held-out set at every step, taken in turn from the domains.
@@ -46,7 +52,7 @@ class Batches:
         return self._rows(indices[:size])
 
     def all_heldout(self) -> Tensor:
-        """Every held-out row, domain after domain."""
+        """Returns every held-out row, domain after domain."""
         return torch.from_numpy(np.concatenate([self.heldout[name] for name in sorted(self.heldout)]).astype(np.int64))
 
     def _indices(self, update: int) -> np.ndarray:
@@ -57,15 +63,60 @@ class Batches:
 
 
 def round_robin(domains: dict[str, np.ndarray], size: int) -> np.ndarray:
-    """The first row of each domain by name, then the second of each, and so on: `size` rows, or all there are."""
+    """Returns the first row of each domain by name, then the second of each, and so on: `size` rows, or all."""
     longest = max(len(rows) for rows in domains.values())
     ordered = [rows[i] for i in range(longest) for _, rows in sorted(domains.items()) if i < len(rows)]
     return np.stack(ordered[:size])
 
 
-def micro_batches(rows: Tensor, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input_ids, targets) of at most `size` rows at a time, on the device; each (n, seq_len) int64."""
-    for part in rows.split(size):
+def micro_batches(batch: tuple[Tensor, ...], size: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """Yields at most `size` examples at a time, on the device; the first axis of each tensor is the example's."""
+    for parts in zip(*(one.split(size) for one in batch), strict=True):
         if device.type == "cuda":
-            part = part.pin_memory().to(device, non_blocking=True)
-        yield part[:, :-1], part[:, 1:]
+            parts = tuple(part.pin_memory().to(device, non_blocking=True) for part in parts)
+        yield parts
+
+
+@contextmanager
+def prefetched(
+    make: Callable[[int], tuple[Tensor, ...]], start: int, stop: int, device: torch.device
+) -> Iterator[Iterator[tuple[Tensor, ...]]]:
+    """Yields make(start), ..., make(stop - 1) in turn. For CUDA they lie in pinned memory, so that copies do not wait.
+
+    An exception of `make` is raised where its batch is asked for. On leaving, the thread ends.
+    """
+    ready: queue.Queue[tuple[Tensor, ...] | BaseException] = queue.Queue(maxsize=AHEAD)
+    over = threading.Event()
+
+    def put(item: tuple[Tensor, ...] | BaseException) -> bool:
+        while not over.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for number in range(start, stop):
+                batch = make(number)
+                if not put(tuple(one.pin_memory() for one in batch) if device.type == "cuda" else batch):
+                    return
+        except BaseException as error:
+            put(error)
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        for _ in range(start, stop):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        yield batches()
+    finally:
+        over.set()
+        thread.join()

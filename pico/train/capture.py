@@ -18,7 +18,7 @@ from pico.train.batches import Batches, micro_batches
 
 
 def chosen_layers(model: nn.Module, suffixes: Iterable[str]) -> dict[str, nn.Module]:
-    """The modules whose name is a suffix or ends in "." + suffix, by name in model order.
+    """Returns the modules whose name is a suffix or ends in "." + suffix, by name in model order.
 
     Raises PicoError naming a suffix that fits no module with a weight.
     """
@@ -33,13 +33,13 @@ def chosen_layers(model: nn.Module, suffixes: Iterable[str]) -> dict[str, nn.Mod
 
 
 def captured_positions(seq_len: int, positions: int) -> list[int]:
-    """`positions` evenly spread positions of a sequence, the last one among them; all, where there are not so many."""
+    """Returns evenly spread positions of a sequence, the last one among them; all, where there are not so many."""
     count = min(seq_len, positions)
     return [(index + 1) * seq_len // count - 1 for index in range(count)]
 
 
 class Captured(NamedTuple):
-    """What a batch did in a model; all on the CPU."""
+    """Activations and gradients of a batch; all on the CPU."""
 
     activations: dict[str, Tensor]
     """Module name -> (n * positions, features) float32: the layer's outputs, ordered by sample, then position."""
@@ -60,7 +60,7 @@ def capture(
     noise_batch: int | None = None,
     context: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Captured:
-    """Activations and gradients of the chosen layers on `rows` ((n, seq_len + 1) int64).
+    """Returns activations and gradients of the chosen layers on `rows` ((n, seq_len + 1) int64).
 
     The micro-batch changes them by rounding only. noise_batch: rows of a small batch, of which there must be at least
     two; what is left of `rows` after whole ones counts in everything but `norms`. `context` surrounds each forward
@@ -104,7 +104,7 @@ def capture(
 def capture_splits(
     model: Decoder, batches: Batches, step: int, context: Callable[[], AbstractContextManager] = nullcontext
 ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Mapping[str, str]]]:
-    """What a run captures at checkpoint `step`: the files of learning_dynamics/ by name, and their metadata.
+    """Returns the capture of checkpoint `step`: the files of learning_dynamics/ by name, and their metadata.
 
     On the batches "train" and "val" of `batches`, as the run's settings say; nothing where they name no layers.
     """
@@ -138,10 +138,11 @@ def _gradients(
     micro_batch_size: int,
     context: Callable[[], AbstractContextManager],
 ) -> dict[str, Tensor]:
-    """Of the mean loss over all tokens of `rows`, float32, on the model's device."""
+    """Returns gradients of the mean loss over all tokens of `rows`, float32, on the model's device."""
     found: dict[str, Tensor] = {}
     with torch.enable_grad():
-        for inputs, targets in micro_batches(rows, micro_batch_size, next(iter(weights.values())).device):
+        for (part,) in micro_batches((rows,), micro_batch_size, next(iter(weights.values())).device):
+            inputs, targets = part[:, :-1], part[:, 1:]
             with context():
                 loss = model.loss(inputs, targets, "sum") / (rows.shape[0] * targets.shape[1])
             for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
@@ -150,18 +151,18 @@ def _gradients(
 
 
 def _squares(gradients: Mapping[str, Tensor]) -> Tensor:
-    """The squared length of each: (parameters,) float64."""
+    """Returns the squared length of each gradient: (parameters,) float64."""
     return torch.stack([gradient.double().square().sum() for gradient in gradients.values()])
 
 
 def noise_metadata(rows: Tensor, noise_batch: int) -> dict[str, str]:
-    """What a safetensors file of norms says: tokens of a `small` and of the whole (`large`) batch."""
+    """Returns the metadata of a file of norms: tokens of a `small` and of the whole (`large`) batch."""
     each = rows.shape[1] - 1
     return {"large": str(len(rows) * each), "small": str(noise_batch * each)}
 
 
 def activation_metadata(rows: Tensor, positions: int) -> dict[str, str]:
-    """What a safetensors file of activations says about its rows: `positions` (JSON list) and `samples`."""
+    """Returns the metadata of a file of activations: `positions` (JSON list) and `samples`."""
     return {"positions": json.dumps(captured_positions(rows.shape[1] - 1, positions)), "samples": str(len(rows))}
 
 

@@ -1,4 +1,4 @@
-"""What a run keeps on disk while it works, and the point from which it goes on after an interruption.
+"""Checkpoints of a run while it works, and the point from which it goes on after an interruption.
 
 Below runs/pretrain/<fingerprint>/:
 
@@ -15,6 +15,7 @@ import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,29 +29,33 @@ from torch import Tensor
 from pico.checkpoint import STEP_GLOB, Checkpoint, drop_optimizer, step_name, verify, write_checkpoint
 from pico.errors import PicoError
 from pico.files import write_atomic
-from pico.train.background import Background
 from pico.train.curve import Curve
 from pico.train.spec import RunSpec, differing_keys
-from pico.train.steps import checkpoint_steps
 
 RESCUES_KEPT = 2
 LOCK_SECONDS = 60.0
-"""How long to wait for a process that is on its way out, as after a kill of its parent."""
+"""Time for a process that is on its way out, as after a kill of its parent."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A copy, on the CPU, of all that training goes on from."""
+    """A copy, on the CPU, of all that a resume needs."""
 
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
-    """See `pico.train.optimizers.optimizer_tensors`."""
+    """The content of optimizer.safetensors: the optimizers' state as `<parameter>.<kind>`, and where there are any, the
+    recipe's tensors as `recipe.<name>` and weights that are not those of model.safetensors as `parameters.<name>`."""
     rng: bytes
-    """torch's, of the first process."""
+    """The random state of torch in the first process."""
+    recipe: Mapping[str, Any]
+    """Plain values, from `Recipe.values`."""
 
 
-class Keeper:
-    """The folder of one run. `identity` (see pico.train.spec) is stored in every checkpoint and compared on resume."""
+class CheckpointManager:
+    """The folder of one run, in which checkpoints are written while training goes on, and one is found to resume from.
+
+    `identity` (see pico.train.spec) is stored in every checkpoint and compared on resume.
+    """
 
     def __init__(self, work: Path, spec: RunSpec, identity: Mapping[str, Any], tokens_per_step: int) -> None:
         self.model = work / "model"
@@ -60,7 +65,7 @@ class Keeper:
         self.identity = dict(identity)
         self.tokens_per_step = tokens_per_step
         self.nonfinite = work / "nonfinite"
-        self._background = Background()
+        self._writer = BackgroundWriter()
         self.schedule = checkpoint_steps(spec.training.steps, spec.checkpoints.every)
 
     def save(
@@ -70,16 +75,16 @@ class Keeper:
         dynamics: Mapping[str, Mapping[str, Tensor]],
         metadata: Mapping[str, Mapping[str, str]],
     ) -> None:
-        """Writes the schedule's checkpoint of `step`, and drops the optimiser's state from those before it.
+        """Writes the schedule's checkpoint of `step`, and drops the optimizer's state from those before it.
 
-        In the background, like `save_rescue`: what goes wrong is raised by a later call, or by `wait`.
+        It works in the background, like `save_rescue`: an error is raised by a later call, or by `wait`.
         """
 
         def write() -> None:
             self._write(self.model / "checkpoints" / step_name(step), step, state, dynamics, metadata)
             self.drop_older_optimizers(step)
 
-        self._background.do(write)
+        self._writer.submit(write)
 
     def save_rescue(self, step: int, state: State) -> None:
         """Writes a rescue checkpoint and removes all but the last two."""
@@ -89,35 +94,37 @@ class Keeper:
             for old in sorted(self.rescue.glob("step_*"))[:-RESCUES_KEPT]:
                 shutil.rmtree(old)
 
-        self._background.do(write)
+        self._writer.submit(write)
 
     def wait(self) -> None:
-        """Returns when nothing is being written. Raises what went wrong in the background."""
-        self._background.wait()
+        """Returns when nothing is being written. Raises an error of the background."""
+        self._writer.wait()
 
     def check(self) -> None:
-        """Raises what went wrong in the background, if anything has by now."""
-        self._background.check()
+        """Raises an error of the background, if there has been one by now."""
+        self._writer.check()
 
-    def keep_batch(self, step: int, rows: Tensor) -> Path:
-        """Saves the batch of the update that led to `step`, for inspection: `input_ids`, (rows, seq_len + 1)."""
+    def save_batch(self, step: int, batch: tuple[Tensor, ...]) -> Path:
+        """Saves the batch of the update that led to `step`, for inspection: `input_ids`, and `tensor_1`, ... if any."""
         path = self.nonfinite / f"{step_name(step)}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, save({"input_ids": rows.contiguous()}, metadata={"step": str(step)}))
+        names = ("input_ids" if number == 0 else f"tensor_{number}" for number in range(len(batch)))
+        tensors = {name: tensor.contiguous() for name, tensor in zip(names, batch, strict=True)}
+        write_atomic(path, save(tensors, metadata={"step": str(step)}))
         return path
 
     def drop_older_optimizers(self, step: int) -> None:
-        """Leaves the optimiser's state in the schedule's checkpoint of `step` alone."""
+        """Leaves the optimizer's state in the schedule's checkpoint of `step` alone."""
         for earlier in self.schedule:
             folder = self.model / "checkpoints" / step_name(earlier)
             if earlier < step and (folder / "optimizer.safetensors").exists():
                 drop_optimizer(Checkpoint(folder))
 
     def resume_point(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The last good checkpoint with an optimiser's state and all before it whole; None to start afresh.
+        """Returns the last good checkpoint with an optimizer's state and all before it whole; None to start afresh.
 
-        What a kill left half-written is removed; a damaged checkpoint is named in a warning and passed over. Raises
-        PicoError where a checkpoint is of other settings or data, naming the keys that differ.
+        Files that a kill left half-written are removed; a damaged checkpoint is named in a warning and passed over.
+        Raises PicoError where a checkpoint is of other settings or data, naming the keys that differ.
         """
         for folder in (self.model, self.rescue):
             for stale in sorted(folder.rglob(".*.partial"), reverse=True) if folder.exists() else ():
@@ -151,15 +158,15 @@ class Keeper:
         state = np.frombuffer(base64.b64decode(checkpoint.trainer["rng"]["torch"]), dtype=np.uint8)
         torch.set_rng_state(torch.from_numpy(state.copy()))
 
-    def forget_after(self, step: int | None) -> None:
-        """Removes what lies after the resume point (all, for None): it is made again, the same."""
+    def discard_after(self, step: int | None) -> None:
+        """Removes all that lies after the resume point (all, for None): it is made again, the same."""
         for folder in self._folders():
             if step is None or Checkpoint(folder).step > step:
                 shutil.rmtree(folder)
         self.curve.restart(step or 0)
 
     def _folders(self) -> list[Path]:
-        """Checkpoint folders of both kinds by step, those without a manifest included."""
+        """Returns checkpoint folders of both kinds by step, those without a manifest included."""
         found = [*self.model.glob(f"checkpoints/{STEP_GLOB}"), *self.rescue.glob(STEP_GLOB)]
         return sorted(found, key=lambda folder: (folder.name, folder.parent.name))
 
@@ -189,6 +196,8 @@ class Keeper:
             "rng": {"seed": self.spec.seed, "torch": base64.b64encode(state.rng).decode()},
             "identity": self.identity,
         }
+        if state.recipe:
+            trainer["recipe"] = dict(state.recipe)
         write_checkpoint(
             folder,
             model=state.model,
@@ -198,6 +207,41 @@ class Keeper:
             dynamics=dynamics,
             dynamics_metadata=metadata,
         )
+
+
+class BackgroundWriter:
+    """A thread that does one piece of work at a time, in order. An error is raised by a later call, once."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Begins `work` when the work before it is done."""
+        self.wait()
+        self._pending = self._executor.submit(work)
+
+    def check(self) -> None:
+        """Raises the error of the work, if there has been one by now."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when all is done. Raises the error of the work."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def checkpoint_steps(steps: int, every: int) -> list[int]:
+    """Returns 0, 1, 2, 4, ... up to `every`, then the multiples of `every`, and the last step; ascending.
+
+    Step t is the model after t updates. Models change fastest at the start, so that is where checkpoints lie densest
+    (as Pythia's, arXiv 2304.01373).
+    """
+    powers = [1 << exponent for exponent in range(every.bit_length()) if 1 << exponent <= every]
+    kept = {0, *powers, *range(every, steps + 1, every), steps}
+    return sorted(step for step in kept if step <= steps)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""The loss curve: one line an update while training runs, in order, and a CSV at the end."""
+"""The loss curve: one line an update while training runs, a CSV at the end, and a detector of spikes in it."""
 
 import json
 import math
 import os
+import statistics
 import zlib
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -11,18 +13,20 @@ from pathlib import Path
 from pico.errors import PicoError
 from pico.files import full_disk_named, write_atomic
 
+WINDOW, THRESHOLD = 64, 6.0
+"""Losses before, and robust deviations above them, that make a spike."""
 HEADER = "step,tokens,learning_rate,train_loss,gradient_norm,heldout_loss"
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is known of one update; losses in nats a token."""
+    """One update as it is recorded; losses in nats a token."""
 
     step: int
     """Updates taken, this one included."""
     learning_rate: float
     train_loss: float
-    """Of this update's batch, before the update."""
+    """Loss of this update's batch, before the update."""
     gradient_norm: float
     """Before clipping."""
     heldout_loss: float | None = None
@@ -36,7 +40,7 @@ class Curve:
         self.path = path
 
     def read(self) -> list[Point]:
-        """All points from step 1 on, as far as they follow each other without a gap."""
+        """Returns all points from step 1 on, as far as they follow each other without a gap."""
         points: list[Point] = []
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
@@ -51,7 +55,7 @@ class Curve:
         return points
 
     def restart(self, step: int) -> None:
-        """Forgets all points after `step`, because training goes on from there."""
+        """Drops all points after `step`, because training goes on from there."""
         write_atomic(self.path, "".join(map(_line, self.read()[:step])))
 
     def append(self, points: Iterable[Point]) -> None:
@@ -76,7 +80,7 @@ def write_csv(points: Iterable[Point], tokens_per_step: int, path: Path) -> None
 
 
 def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
-    """An error that names the first step whose loss or gradient is not finite; None where all are."""
+    """Returns an error that names the first step whose loss or gradient is not finite; None where all are."""
     for point in points:
         for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
             if not math.isfinite(value):
@@ -86,6 +90,30 @@ def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
                     "such updates out with training.on_nonfinite: skip",
                 )
     return None
+
+
+class SpikeDetector:
+    """Finds spikes among losses that are given in order.
+
+    The baseline is the median of the last `window` losses, the deviation 1.4826 times their median absolute deviation,
+    as in `pico.analysis.metrics.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
+    """
+
+    def __init__(self, window: int = WINDOW, threshold: float = THRESHOLD) -> None:
+        self.threshold = threshold
+        self._before: deque[float] = deque(maxlen=window)
+
+    def baseline(self, loss: float) -> float | None:
+        """Returns the median before, where `loss` is a spike above it; else None, as before the window is full."""
+        found = None
+        if len(self._before) == self._before.maxlen:
+            centre = statistics.median(self._before)
+            deviation = 1.4826 * statistics.median(abs(one - centre) for one in self._before)
+            if loss > centre + self.threshold * deviation + 1e-9 * abs(centre):
+                found = centre
+        if math.isfinite(loss):
+            self._before.append(loss)
+        return found
 
 
 def _cell(value: float | None) -> str:

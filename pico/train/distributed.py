@@ -1,161 +1,136 @@
-"""The same loop on Ray Train: one process per worker, restarted from the last rescue checkpoint when one dies.
+"""The loop on Ray: a task for each worker, started again from the last rescue checkpoint when one of them dies.
 
-Training is one TorchTrainer `fit`. Checkpoints, losses and progress go by the run's folder, which all workers see; Ray
-carries nothing but the settings.
+A worker is a plain Ray task, which a cluster can place and by which many runs share a machine. Several workers of one
+run are as many tasks in a placement group; torch.distributed connects them through a store that the driver keeps.
+Checkpoints, losses and progress go by the run's folder, which all workers see.
 """
 
-import logging
-import os
-import socket
-import traceback
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pico.errors import PicoError
-from pico.files import read_json, write_json
+import torch
 
-if TYPE_CHECKING:  # Ray's controller imports this module; it has no use for torch
-    from pico.train.spec import RunSpec
+from pico.errors import PicoError
+from pico.train.loop import train
+from pico.train.parallel import World, choose_device
+from pico.train.spec import RunSpec
+from pico.watch.events import EventWriter, worker_event
+
+if TYPE_CHECKING:
+    from pico.train.run import Run
 
 RESTARTS = 3
-"""How often workers that died (not: that raised an error of ours) are started again."""
-
-RAY_TRAIN = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how soon the start and the end of the workers are noticed; 2 s
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process of its own; a lost node is survived by restarting anyway
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-"""Ray Train takes these from the environment alone; each is set unless the user has set it."""
-
-UNNEEDED_CALLBACKS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-"""Parts of Ray Train that start a process each, about 3 s of CPU time: one serves Ray Data sets, the other frees the
-workers of a dead controller on clusters where drivers come and go; ours end with their driver."""
+"""Times that workers which died (not: which raised an error) are started again."""
+STOP = "stop"
+"""A file in the run's folder, where the run is to save a rescue checkpoint and leave."""
+ECHO_SECONDS = 5.0
+"""Time for the others of several workers to fail of themselves after one has, before they are ended."""
 
 
-def train_on_ray(spec: "RunSpec", tokens: Path, work: Path, identity: Mapping[str, Any]) -> bool:
-    """Runs `pico.train.loop.train` on `spec.training.workers` Ray workers; the caller has connected Ray.
+def train_on_ray(run: "Run") -> bool:
+    """Trains on `spec.training.workers` Ray workers; the caller has connected Ray.
 
-    Returns True when training is done, False when it was asked to stop. Raises the PicoError that a worker raised, or
-    Ray's own error where workers kept dying.
+    Returns True when training is done, False when it was asked to stop. Raises the error that a worker raised, or Ray's
+    own where workers kept dying.
     """
-    for name, value in RAY_TRAIN.items():
-        os.environ.setdefault(name, value)
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    from pico.train.process_group import ProcessGroupConfig
-    from pico.train.workers import FixedWorkers
+    run = replace(run, tokens=run.tokens.resolve(), folder=run.folder.resolve())
+    workers, use_gpu = run.spec.training.workers, _use_gpu(run.spec, ray)
+    resources = _resources(run.spec, ray, use_gpu)
+    device = "cuda" if use_gpu else "cpu"
+    task: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)(train_worker)
+    if workers == 1:
+        return _with_restarts(ray, lambda attempt: [task.remote(run, device)])
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    base: Any = TorchTrainer
+    host = ray.util.get_node_ip_address()
+    store = torch.distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    group = placement_group([resources] * workers)
+    task = task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
 
-    class Trainer(base):
-        """Without the processes that a `fit` would start for others; see UNNEEDED_CALLBACKS and pico.train.workers."""
+    def start(rank: int, attempt: int) -> Any:
+        return task.remote(run, device, rank, (host, store.port, attempt))
 
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if type(each).__name__ not in UNNEEDED_CALLBACKS]
-
-        def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            settings["scaling_policy"] = FixedWorkers(self.scaling_config)
-            return super()._initialize_and_run_controller(**settings)
-
-    use_gpu = _use_gpu(spec, ray)
-    for stale in outcomes(work):
-        stale.unlink()
-    trainer = Trainer(
-        _worker,
-        train_loop_config={
-            "spec": spec.to_dict(),  # plain, so that the controller need not import torch
-            "tokens": str(tokens.resolve()),
-            "work": str(work.resolve()),
-            "identity": dict(identity),
-            "use_gpu": use_gpu,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=spec.training.workers,
-            use_gpu=use_gpu,
-            resources_per_worker=_resources(spec, ray, use_gpu),
-        ),
-        torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=RunConfig(
-            name="pretrain",
-            storage_path=str((work / "ray").resolve()),
-            failure_config=FailureConfig(max_failures=RESTARTS),
-        ),
-    )
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        trainer.fit()
-    except Exception:
-        if not outcomes(work):  # else the workers said why
-            raise
-    return _read_outcome(work)
+        return _with_restarts(ray, lambda attempt: [start(rank, attempt) for rank in range(workers)])
+    finally:
+        remove_placement_group(group)
 
 
-def outcomes(work: Path) -> list[Path]:
-    """What workers left behind, that of the first one first."""
-    return sorted(work.glob("outcome-*.json"))
+def train_worker(run: "Run", device: str, rank: int = 0, rendezvous: tuple[str, int, int] | None = None) -> bool:
+    """Runs one worker: the loop, with its events in the run's folder. Returns False when it was asked to stop.
 
-
-def _worker(settings: dict[str, Any]) -> None:
-    """One worker's life. What it found goes to a file, so that Ray does not retry an error that would recur."""
-    import ray.train
-    import torch
-
-    from pico.train.loop import train
-    from pico.train.spec import RunSpec
-    from pico.train.world import World
-    from pico.watch.events import EventWriter
-
-    context = ray.train.get_context()
-    work = Path(settings["work"])
-    if outcomes(work):  # a restart after an error of ours
-        return
-    device = torch.device("cpu")
-    if settings["use_gpu"]:
-        device = _gpu()
-        torch.cuda.set_device(device)  # of this thread, too
-    world = World(context.get_world_rank(), context.get_world_size(), device)
-    outcome = work / f"outcome-{world.rank:05d}.json"
-    tell = EventWriter(work / "progress.jsonl")
-    tell({"worker": world.rank, "host": socket.gethostname(), "process": os.getpid()})
+    rendezvous: host and port of the store in which several workers find each other, and the number of the attempt.
+    """
+    world = World(rank, run.spec.training.workers if rendezvous else 1, choose_device(device))
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if rendezvous:
+        host, port, attempt = rendezvous
+        store = torch.distributed.PrefixStore(f"{attempt}", torch.distributed.TCPStore(host, port, is_master=False))
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world.size)
+    report = EventWriter(run.folder / "progress.jsonl")
+    report(worker_event(rank, world.device, run.spec.training))
     try:
-        finished = train(
-            RunSpec.from_dict(settings["spec"]),
-            Path(settings["tokens"]),
-            work,
-            settings["identity"],
+        return train(
+            run.spec,
+            run.tokens,
+            run.folder,
+            run.identity,
+            recipe=run.recipe,
             world=world,
-            stop=(work / "stop").exists,
-            tell=tell,
+            stop=(run.folder / STOP).exists,
+            report=report,
         )
-        if world.rank == 0:
-            write_json(outcome, {"finished": finished})
-    except PicoError as error:
-        write_json(outcome, {"what": error.what, "where": error.where, "mend": error.mend})
-        if world.size > 1:  # the others wait for this one, and are to be ended
-            raise
-    except Exception:
-        if world.size > 1:  # perhaps only the echo of another worker's death, which Ray handles
-            raise
-        write_json(outcome, {"traceback": traceback.format_exc()})
+    finally:
+        if rendezvous:
+            torch.distributed.destroy_process_group()
 
 
-def _read_outcome(work: Path) -> bool:
-    """What the workers found: finished or stopped, or the error that ended them, raised here."""
-    outcome = read_json(outcomes(work)[0])
-    if "what" in outcome:
-        raise PicoError(outcome["what"], where=outcome["where"], mend=outcome["mend"])
-    if "traceback" in outcome:
-        raise RuntimeError(f"training failed in its worker:\n{outcome['traceback']}")
-    return bool(outcome["finished"])
+def _with_restarts(ray: Any, start: Callable[[int], list[Any]]) -> bool:
+    """Runs the tasks that `start(attempt)` returns, and again after a worker died. Returns what they returned."""
+    for attempt in range(RESTARTS + 1):
+        finished, errors = _outcome(ray, start(attempt))
+        if not errors:
+            return finished
+        raised = [error.cause for error in errors if isinstance(error, ray.exceptions.RayTaskError)]
+        died = [error for error in errors if not isinstance(error, ray.exceptions.RayTaskError)]
+        # An error of ours would recur. Any other may be the echo of a worker's death in those that waited for it.
+        final = next((error for error in raised if isinstance(error, PicoError)), None)
+        if final is None and not died:
+            final = raised[0]
+        if final is None and attempt == RESTARTS:
+            final = died[0]
+        if final is not None:
+            raise final
+    raise AssertionError("unreachable")
 
 
-def _use_gpu(spec: "RunSpec", ray: Any) -> bool:
-    """Whether the workers get a GPU each. Raises PicoError where the settings ask for more than Ray has."""
+def _outcome(ray: Any, tasks: list[Any]) -> tuple[bool, list[Any]]:
+    """Waits for tasks. Returns whether all returned True, and the errors of those that failed; none is left running."""
+    finished, waiting = True, list(tasks)
+    errors: list[Any] = []
+    try:
+        while waiting:
+            ended, waiting = ray.wait(waiting, num_returns=1, timeout=ECHO_SECONDS if errors else None)
+            if not ended:
+                break
+            try:
+                finished &= ray.get(ended[0])
+            except ray.exceptions.RayError as error:
+                errors.append(error)
+    finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
+    return finished, errors
+
+
+def _use_gpu(spec: RunSpec, ray: Any) -> bool:
+    """Returns whether workers get a GPU each. Raises PicoError where the settings ask for more than Ray has."""
     wanted, found = spec.training.workers, int(ray.cluster_resources().get("GPU", 0))
     if spec.training.device != "cpu" and found < wanted and (found or spec.training.device == "cuda"):
         raise PicoError(
@@ -166,16 +141,9 @@ def _use_gpu(spec: "RunSpec", ray: Any) -> bool:
     return spec.training.device != "cpu" and found >= wanted
 
 
-def _resources(spec: "RunSpec", ray: Any, use_gpu: bool) -> dict[str, float]:
-    """CPUs (and a GPU) per worker: a thread each, or an equal share where the machine has fewer."""
+def _resources(spec: RunSpec, ray: Any, use_gpu: bool) -> dict[str, float]:
+    """Returns CPUs (and a GPU) per worker: a thread each, or an equal share where the machine has fewer."""
     share = ray.cluster_resources().get("CPU", 1) / spec.training.workers
     threads = float(spec.training.threads_per_worker)
     cpus = threads if threads <= share else max(0.01, int(share * 100) / 100)
     return {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
-
-
-def _gpu() -> Any:
-    """The GPU that Ray gave to this worker."""
-    from ray.train.torch import get_device
-
-    return get_device()

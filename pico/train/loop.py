@@ -7,36 +7,34 @@ then update t, with the batch that is a function of (seed, t); then, where due, 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pico.checkpoint import Checkpoint
 from pico.errors import PicoError
-from pico.model import Decoder
-from pico.model.flops import training_flops_per_token
-from pico.train.batches import Batches, micro_batches
+from pico.train.batches import Batches, micro_batches, prefetched
 from pico.train.capture import capture_splits, chosen_layers
-from pico.train.checkpoints import Keeper, State, exclusive
-from pico.train.curve import Point, first_nonfinite
-from pico.train.optimizers import optimizer_tensors
-from pico.train.parallel import restore, share
-from pico.train.prefetch import prefetched
+from pico.train.checkpoints import CheckpointManager, State, exclusive
+from pico.train.curve import Point, SpikeDetector, first_nonfinite
+from pico.train.parallel import World, parallelize, reproducible
+from pico.train.recipe import Recipe, decoder_of
 from pico.train.spec import RunSpec
-from pico.train.spikes import SpikeDetector
-from pico.train.step import Update, Updates
-from pico.train.world import World, reproducible
-from pico.watch.hardware import peak_flops
+from pico.train.step import TrainStep, Update, restore, restore_tensors, with_prefix, without_prefix
 
 FLUSH_SECONDS = 0.5
-"""How often a single process reads losses back from the device, checks and records them."""
+"""Time after which a single process reads losses back from the device, checks and records them."""
 FLUSH_STEPS = 10
 """The same for several processes, in steps, because all of them must do it at the same one."""
 
-Tell = Callable[[dict[str, Any]], None]
-"""Receives what is worth showing: {"step", "loss", ...}, {"capturing"} or {"warning"}; see pico.watch.progress."""
+Report = Callable[[dict[str, Any]], None]
+"""Receives events to show: {"start", ...}, {"step", "loss", ...}, {"capturing"} or {"warning"}."""
+
+PARAMETERS, RECIPE = "parameters.", "recipe."
+"""Prefixes in optimizer.safetensors; see pico.train.checkpoints.State."""
 
 Dynamics = tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Mapping[str, str]]]
 """The files of learning_dynamics/ by name, and their metadata; see pico.train.capture.capture_splits."""
@@ -48,24 +46,25 @@ def train(
     work: Path,
     identity: Mapping[str, Any],
     *,
+    recipe: type[Recipe] = Recipe,
     world: World | None = None,
     stop: Callable[[], bool] = lambda: False,
-    tell: Tell = lambda event: None,
+    report: Report = lambda event: None,
 ) -> bool:
     """Trains, or goes on training, the run in `work`. Returns False when `stop` asked to leave, True when done.
 
-    Leaves work/model/checkpoints and work/curve.jsonl. Raises PicoError for a non-finite loss or gradient (see
-    training.on_nonfinite), and where `work` holds another run. With several processes, each calls this within an
-    initialised torch.distributed group; the first one writes.
+    Leaves work/model/checkpoints and work/curve.jsonl. `recipe` is the class that says what is trained and how. Raises
+    PicoError for a non-finite loss or gradient (see training.on_nonfinite), and where `work` holds another run. With
+    several processes, each calls this within an initialised torch.distributed group; the first one writes.
     """
     world = world or World()
     lock = exclusive(work) if world.rank == 0 else nullcontext()
     with lock, reproducible(spec.training.threads_per_worker, spec.seed, compiled=spec.training.compile):
-        run = _Run(spec, tokens, work, identity, world, stop, tell)
+        run = _Run(spec, tokens, work, identity, recipe, world, stop, report)
         try:
             return run.run()
         finally:
-            run.keeper.wait()  # the lock is held for as long as anything is written
+            run.checkpoints.wait()  # the lock is held for as long as anything is written
 
 
 class _Run:
@@ -77,28 +76,35 @@ class _Run:
         tokens: Path,
         work: Path,
         identity: Mapping[str, Any],
+        recipe: type[Recipe],
         world: World,
         stop: Callable[[], bool],
-        tell: Tell,
+        report: Report,
     ) -> None:
-        self.spec, self.world, self.stop, self.tell = spec, world, stop, tell
+        self.spec, self.world, self.stop, self.report = spec, world, stop, report
         self.first = world.rank == 0
         self.batches = Batches(spec, tokens)
-        decoder = Decoder(spec.decoder, seed=spec.seed)
+        self.recipe = recipe(spec, self.batches)
+        model = self.recipe.build_model()
+        decoder = decoder_of(model)
         chosen_layers(decoder, spec.learning_dynamics.layers)  # refuses a wrong name now
         if spec.training.compile:
             for layer in decoder.layers:
                 layer.compile()
-        self.shared = share(decoder, world, spec.training.sharding)
-        with self._eager():
-            self.shared.settle()
+        self.model = parallelize(model, self.recipe, world, spec.training.sharding)
+        self.shard = world.shard(spec.training.batch_size)
+        if world.size > 1:
+            examples = self.recipe.batch(0, self.shard)
+            with self._eager():
+                self.model.warm_up(next(micro_batches(examples, spec.training.micro_batch_size, world.device)))
         self.tokens_per_step = spec.training.batch_size * self.batches.seq_len
-        self.updates = Updates(spec, self.shared, self.tokens_per_step, self._precision)
-        self.keeper = Keeper(work, spec, identity, self.tokens_per_step)
+        self.train_step = TrainStep(self.recipe, self.model, self.tokens_per_step, self._precision)
+        self.recipe.begin(self.train_step.state)
+        if spec.training.sharding == "full" and world.size > 1 and self.recipe.tensors():
+            raise PicoError(f"{recipe.__name__} has tensors of its own, which sharded training cannot save",
+                            where="params.yaml: training.sharding", mend="set training.sharding: none")  # fmt: skip
+        self.checkpoints = CheckpointManager(work, spec, identity, self.tokens_per_step)
         self.spikes = SpikeDetector()
-        self.peak = peak_flops(world.device, spec.training.precision).flops if self.first else 0.0
-        """Of one process, FLOP/s."""
-        self.flops_per_token = training_flops_per_token(spec.decoder, self.batches.seq_len)
         self.pending: list[Update] = []
         self.skipped = 0
         """Updates left out in a row, because they were not finite."""
@@ -108,8 +114,8 @@ class _Run:
     def run(self) -> bool:
         training = self.spec.training
         start = self._resume()
-        schedule = set(self.keeper.schedule)
-        with self._batches(start or 0) as batches:
+        schedule = set(self.checkpoints.schedule)
+        with self._prefetched(start or 0) as batches:
             for step in range(start or 0, training.steps + 1):
                 if step in schedule:
                     if step != start:
@@ -122,49 +128,55 @@ class _Run:
                     if step not in schedule:
                         self._save_rescue(step)
                     return False
-                self.pending.append(self.updates.take(step, next(batches)))
+                self.pending.append(self.train_step(step, next(batches)))
                 after = step + 1
                 due = after % training.eval_every == 0 or after == training.steps
                 if due or self._time_to_flush(after):
                     self._flush(heldout=due)
         if self.first:
-            self.keeper.wait()
-            self.keeper.drop_older_optimizers(training.steps)
+            self.checkpoints.wait()
+            self.checkpoints.drop_older_optimizers(training.steps)
         return True
 
-    def _batches(self, start: int) -> AbstractContextManager[Iterator[Tensor]]:
-        """This process's share of each batch from update `start` on."""
-        mine = self.world.share(self.spec.training.batch_size)
+    def _prefetched(self, start: int) -> AbstractContextManager[Iterator[tuple[Tensor, ...]]]:
+        """Returns this process's share of each batch from update `start` on."""
         steps = self.spec.training.steps
-        return prefetched(lambda update: self.batches.of_update(update, mine), start, steps, self.world.device)
+        return prefetched(lambda update: self.recipe.batch(update, self.shard), start, steps, self.world.device)
 
     def _resume(self) -> int | None:
         """Restores the last good checkpoint; returns its step, or None to start afresh."""
         point = None
         if self.first:
-            point = self.keeper.resume_point(lambda message: self.tell({"warning": message}))
-            self.keeper.forget_after(point.step if point else None)
-        point = self.world.from_first(point)  # so that all processes go on from the same one
+            point = self.checkpoints.resume_point(lambda message: self.report({"warning": message}))
+            self.checkpoints.discard_after(point.step if point else None)
+        point = self.world.broadcast(point)  # so that all processes go on from the same one
         if point:
-            where = str(point.folder)
-            weights = {name: one for name, one in point.model().items() if name not in self.shared.aliases}
-            restore(self.shared.parameters, weights, self.shared, where=where)
-            state = optimizer_tensors(self.shared.parameters, self.updates.optimizer)
-            restore(state, point.optimizer(), self.shared, where=where)
-            self.keeper.restore_rng(point)
+            self._restore(point)
         self.shown = point.step if point else 0
         if self.first:
-            for earlier in self.keeper.curve.read():
+            for earlier in self.checkpoints.curve.read():
                 self.spikes.baseline(earlier.train_loss)
-            self.tell(
+            self.report(
                 {
                     "start": self.shown,
                     "steps": self.spec.training.steps,
                     "tokens_per_step": self.tokens_per_step,
-                    "curve": str(self.keeper.curve.path.resolve()),
+                    "curve": str(self.checkpoints.curve.path.resolve()),
                 }
             )
         return point.step if point else None
+
+    def _restore(self, point: Checkpoint) -> None:
+        where, saved = str(point.folder), point.optimizer()
+        own, extra = without_prefix(saved, PARAMETERS), without_prefix(saved, RECIPE)
+        weights = own or {name: one for name, one in point.model().items() if name not in self.model.aliases}
+        restore(self.model.parameters, weights, self.model, where=where)
+        state = {key: one for key, one in saved.items() if not key.startswith((PARAMETERS, RECIPE))}
+        self.train_step.restore_optimizers(state, where=where)
+        restore_tensors(self.recipe.tensors(), extra, where=where)
+        if values := point.trainer.get("recipe"):
+            self.recipe.load_values(values)
+        self.checkpoints.restore_rng(point)
 
     def _time_to_flush(self, step: int) -> bool:
         if self.world.size > 1:
@@ -173,7 +185,7 @@ class _Run:
 
     def _flush(self, *, heldout: bool = False) -> None:
         """Reads back, checks and records the updates since the last flush, the last with the held-out loss."""
-        self.keeper.check()
+        self.checkpoints.check()
         if not self.pending:
             return
         values = torch.stack([torch.stack((one.loss, one.norm)) for one in self.pending]).tolist()
@@ -184,86 +196,91 @@ class _Run:
             for one, (loss, norm) in zip(self.pending, values, strict=True)
         ]
         self.pending = []
-        self._look_at(points)
+        self._check(points)
         if not self.first:
             return
-        self.keeper.curve.append(points)
+        self.checkpoints.curve.append(points)
         last = points[-1]
         rate_now = (last.step - self.shown) * self.tokens_per_step / max(trained - self.flushed, 1e-9)
         event = {"step": last.step, "loss": last.train_loss, "learning_rate": last.learning_rate,
-                 "tokens_per_second": rate_now, "points": [astuple(point) for point in points],
-                 "mfu": rate_now * self.flops_per_token / (self.peak * self.world.size)}  # fmt: skip
-        self.tell(event if heldout_loss is None else {**event, "heldout_loss": heldout_loss})
+                 "tokens_per_second": rate_now, "points": [asdict(point) for point in points]}  # fmt: skip
+        self.report(event if heldout_loss is None else {**event, "heldout_loss": heldout_loss})
         self.flushed, self.shown = time.monotonic(), last.step
 
-    def _look_at(self, points: list[Point]) -> None:
+    def _check(self, points: list[Point]) -> None:
         """Warns of spikes. Saves batches that gave no finite loss or gradient, and raises where training must stop."""
         for point in points:
             error = first_nonfinite([point])
             self.skipped = self.skipped + 1 if error else 0
             if error:
                 if self.first:
-                    saved = self.keeper.keep_batch(point.step, self.batches.of_update(point.step - 1))
+                    everything = slice(0, self.spec.training.batch_size)
+                    saved = self.checkpoints.save_batch(point.step, self.recipe.batch(point.step - 1, everything))
                     error = PicoError(error.what, where=f"its batch: {saved}", mend=error.mend)
                 if self.spec.training.on_nonfinite == "stop" or self.skipped >= 10:
                     raise error
                 if self.first:
-                    self.tell({"warning": f"update left out: {error.what}; {error.where}"})
+                    self.report({"warning": f"update left out: {error.what}; {error.where}"})
             elif self.first and (before := self.spikes.baseline(point.train_loss)) is not None:
-                self.tell({"warning": f"loss spike at step {point.step}: {point.train_loss:.3f} after {before:.3f}"})
+                self.report({"warning": f"loss spike at step {point.step}: {point.train_loss:.3f} after {before:.3f}"})
 
     def _asked_to_stop(self, step: int) -> bool:
-        """Whether to leave before this step's update: all processes at the same step."""
+        """Returns whether to leave before this step's update: all processes at the same step."""
         if self.world.size == 1:
             return self.stop()
         return step % FLUSH_STEPS == 0 and self._first_says(self.stop())
 
     def _time_for_rescue(self, step: int) -> bool:
-        """Whether a rescue checkpoint is due: where the model is sharded, all processes take part in it, and ask."""
+        """Returns whether a rescue checkpoint is due. Where the model is sharded, all processes take part, and ask."""
         due = time.monotonic() - self.saved > self.spec.checkpoints.rescue_seconds
         if self.world.size == 1 or self.spec.training.sharding == "none":
             return self.first and due
         return step % FLUSH_STEPS == 0 and self._first_says(due)
 
     def _first_says(self, what: bool) -> bool:
-        return bool(self.world.sum(torch.tensor(float(self.first and what), device=self.world.device)))
+        return bool(self.world.all_reduce(torch.tensor(float(self.first and what), device=self.world.device)))
 
     def _state(self) -> State:
-        """A copy of weights, moments and random state. All processes of a sharded model take part."""
-        self.keeper.wait()  # so that there is only one copy at a time
-        shared, parameters = self.shared, self.shared.parameters
-        moments = optimizer_tensors(parameters, self.updates.optimizer)
-        return State(
-            model=shared.weights(),
-            optimizer=shared.gathered({key: (key.rpartition(".")[0], tensor) for key, tensor in moments.items()}),
-            rng=torch.get_rng_state().numpy().tobytes(),
-        )
+        """Copies weights, optimizer state and random state. All processes of a sharded model take part."""
+        self.checkpoints.wait()  # so that there is only one copy at a time
+        state = self.train_step.optimizer_tensors()
+        optimizer = self.model.full_tensors({key: (key.rpartition(".")[0], one) for key, one in state.items()})
+        weights: Mapping[str, Tensor] = self.model.full_weights()
+        exported = self.recipe.export(weights) if self.first else weights
+        if exported is not weights:
+            optimizer |= with_prefix({name: weights[name] for name in self.model.parameters}, PARAMETERS)
+        if self.first:
+            extra = {name: one.detach().to("cpu", copy=True) for name, one in self.recipe.tensors().items()}
+            optimizer |= with_prefix(extra, RECIPE)
+        return State(exported, optimizer, torch.get_rng_state().numpy().tobytes(), dict(self.recipe.values()))
 
     def _save(self, step: int) -> None:
-        """The schedule's checkpoint, with learning dynamics, which the first process captures while the others wait."""
+        """Saves the schedule's checkpoint, with learning dynamics, which the first process captures."""
         self._flush()
         state = self._state()
         if self.first:
             dynamics, metadata = self._capture(step, state)
-            self.keeper.save(step, state, dynamics, metadata)
+            self.checkpoints.save(step, state, dynamics, metadata)
         self.saved = self.flushed = time.monotonic()
 
     def _capture(self, step: int, state: State) -> Dynamics:
         if not self.spec.learning_dynamics.layers:
             return {}, {}
-        self.tell({"capturing": step})
-        return capture_splits(self.shared.whole_decoder(state.model), self.batches, step, self._eager)
+        self.report({"capturing": step})
+        exported = any(key.startswith(PARAMETERS) for key in state.optimizer)
+        decoder = self.model.full_decoder(self.spec.decoder, state.model, exported=exported)
+        return capture_splits(decoder, self.batches, step, self._eager)
 
     def _save_rescue(self, step: int) -> None:
         self._flush()
         state = self._state()
         if self.first:
-            self.keeper.save_rescue(step, state)
+            self.checkpoints.save_rescue(step, state)
         self.saved = self.flushed = time.monotonic()
 
     @torch.no_grad()
     def _heldout_loss(self) -> float:
-        """Mean loss over all held-out tokens, nats a token; micro-batches are dealt out to the processes in turn."""
+        """Returns the mean loss over all held-out tokens, nats a token; micro-batches go to the processes in turn."""
         rows = self.batches.all_heldout()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         parts = rows.split(self.spec.training.micro_batch_size)
@@ -272,18 +289,18 @@ class _Run:
             # theirs to count.
             number = turn + self.world.rank
             part = parts[number] if number < len(parts) else parts[0]
-            for inputs, targets in micro_batches(part, len(part), self.world.device):
+            for (rows_here,) in micro_batches((part,), len(part), self.world.device):
                 with self._precision():
-                    loss = self.shared.loss(inputs, targets)
+                    loss = self.model.forward("heldout_loss", rows_here)
                 total += loss if number < len(parts) else 0.0
-        return float(self.world.sum(total)) / (len(rows) * self.batches.seq_len)
+        return float(self.world.all_reduce(total)) / (len(rows) * self.batches.seq_len)
 
     def _precision(self) -> AbstractContextManager:
-        """fp32 as it is, or bf16 by autocast over fp32 weights."""
+        """Returns the context of a forward pass: fp32 as it is, or bf16 by autocast over fp32 weights."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.spec.training.precision == "bf16")
 
     def _eager(self) -> AbstractContextManager:
-        """The same, with compiled layers run uncompiled, where hooks work."""
+        """Returns the same, with compiled layers run uncompiled, where hooks work."""
         if not self.spec.training.compile:
             return self._precision()
         stack = ExitStack()

@@ -1,122 +1,217 @@
-"""How the processes that train one model share it: each has it whole (DDP), or each has a shard (FSDP2).
+"""The processes that train one model together, and how they share it: replicated (DDP) or sharded (FSDP2).
 
-To the loop all three look alike: named tensors that the optimiser updates, gradients for them, and their whole values
-on demand. Of a sharded parameter that tensor is this process's shard, a view of FSDP's own storage, so that optimiser
-and clipping are the same plain torch whatever the sharding.
+To the loop one process, replicas and shards look alike: named tensors that the optimizers update, gradients for them,
+and their whole values on demand. Of a sharded parameter that tensor is this process's shard, a view of FSDP's own
+storage, so that optimizers and clipping are the same plain torch whatever the sharding.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from pico.errors import PicoError
-from pico.model import Decoder
-from pico.train.world import World
+from pico.model import Decoder, DecoderConfig
+from pico.train.recipe import Recipe, decoder_of
+from pico.train.spec import whole_matrices_needed
 
 
-class _Loss(nn.Module):
-    """The sum of the losses of a micro-batch as a forward pass, which is what DDP and FSDP can wrap."""
+@dataclass(frozen=True)
+class World:
+    """This process among `size` equal ones. With size 1 nothing is ever sent."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def shard(self, batch_size: int) -> slice:
+        """Returns the examples of a global batch that are this process's: contiguous, equal parts."""
+        each = batch_size // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sums over all processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns the value that the first process passes, a picklable one."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+def choose_device(kind: str, index: int = 0) -> torch.device:
+    """Returns the device that training.device names. Raises PicoError where it asks for CUDA and there is none."""
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise PicoError("training.device = 'cuda', but torch finds no CUDA device", where="params.yaml",
+                        mend="use device: cpu or auto, or install a CUDA build of torch and a driver")  # fmt: skip
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def reproducible(threads: int, seed: int, *, compiled: bool = False) -> Iterator[None]:
+    """Makes equal programs give equal bits: fixed threads, seeded, deterministic kernels; restored afterwards.
+
+    `compiled`: also in what torch.compile generates.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with a fixed workspace
+    before = (torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.get_rng_state())
+    extras: Any = torch.utils.deterministic
+    fill = extras.fill_uninitialized_memory
+    torch.set_num_threads(threads)  # the order of a parallel sum depends on their number
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:  # the same switch, without importing the compiler to set its own, which takes 1.4 s
+        torch.set_deterministic_debug_mode("error")
+    extras.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each tensor
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        if compiled:
+            torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode(before[1])
+        extras.fill_uninitialized_memory = fill
+        torch.set_rng_state(before[2])
+
+
+class _Forward(nn.Module):
+    """A recipe's losses as a forward pass, which is what DDP and FSDP can wrap."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.model, self.recipe = model, recipe
 
-    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        return self.decoder.loss(input_ids, targets, "sum")
+    def forward(self, kind: str, *batch: Tensor) -> Tensor:
+        return getattr(self.recipe, kind)(self.model, *batch)
 
 
-class Whole:
+class Replicated:
     """The whole model in this process, and in each of the others if there are any (DistributedDataParallel)."""
 
-    def __init__(self, decoder: Decoder, world: World) -> None:
-        self.decoder, self.world = decoder.to(world.device), world
-        self.loss: nn.Module = _Loss(self.decoder)
-        """(input_ids, targets) -> the sum of the losses; its backward pass averages gradients over the processes."""
+    def __init__(self, model: nn.Module, recipe: Recipe, world: World) -> None:
+        self.model, self.world = model.to(world.device), world
+        self.forward: nn.Module = _Forward(self.model, recipe)
+        """("loss" or "heldout_loss", *batch) -> the recipe's loss; its backward pass averages gradients over the
+        processes."""
         if world.size > 1:
             from torch.nn.parallel import DistributedDataParallel
 
             devices = [world.device.index] if world.device.type == "cuda" else None
-            self.loss = DistributedDataParallel(
-                self.loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            self.forward = DistributedDataParallel(
+                self.forward, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        self.parameters: dict[str, Tensor] = dict(self.decoder.named_parameters())
-        """By name: what the optimiser updates."""
-        self.aliases = _aliases(decoder)
+        self.parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        """The tensors that the optimizers update, by name."""
+        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        """The shape of each whole parameter."""
+        self.aliases = _aliases(model)
         """Second names of parameters, as tied embeddings have one: alias -> the name in `parameters`."""
 
-    def settle(self) -> None:
-        """To be called once, before the first update or after a resume: from then on, equal gradients give equal sums.
+    def warm_up(self, batch: tuple[Tensor, ...]) -> None:
+        """Takes a backward pass of zeros, once, before the first update: from then on equal gradients give equal sums.
 
         DDP deals its buckets out anew after the first backward pass that exchanges, in the order of that pass, and with
-        more than two processes the order of summing depends on the buckets. Gradients of zero take that pass here.
+        more than two processes the order of summing depends on the buckets.
         """
         if self.world.size > 1:
-            ids = torch.zeros(1, 1, dtype=torch.long, device=self.world.device)
-            (self.loss(ids, ids) * 0).backward()
-            self.forget_gradients()
+            (self.forward("loss", *batch) * 0).backward()
+            self.zero_grad()
 
-    def quiet(self, last: bool) -> AbstractContextManager[Any]:
-        """Around the backward pass of a micro-batch: gradients are exchanged once an update, with the last one."""
-        return nullcontext() if last or self.world.size == 1 else self.loss.no_sync()  # type: ignore[operator]
+    def no_sync(self, *, unless: bool) -> AbstractContextManager[Any]:
+        """Surrounds a micro-batch's forward and backward pass: gradients are exchanged only where `unless` is true."""
+        return nullcontext() if unless or self.world.size == 1 else self.forward.no_sync()  # type: ignore[operator]
+
+    def check_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Raises PicoError for an optimizer that does not work on this process's part of the parameters."""
 
     def gradients(self) -> list[Tensor]:
-        """Of `parameters`, in their order, as the optimiser will see them."""
+        """Returns the gradients of `parameters`, in their order, as the optimizers will see them."""
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
 
     def norm(self) -> Tensor:
-        """The length of the whole gradient: a scalar."""
+        """Returns the length of the whole gradient, a scalar."""
         return torch.nn.utils.get_total_norm(self.gradients())
 
-    def forget_gradients(self) -> None:
-        """After an update."""
-        for parameter in self.decoder.parameters():
+    def zero_grad(self) -> None:
+        """Drops all gradients."""
+        for parameter in self.model.parameters():
             parameter.grad = None
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """What this process holds of a tensor shaped like the parameter `name`."""
+    def shard(self, name: str, whole: Tensor) -> Tensor:
+        """Returns this process's part of a tensor shaped like the parameter `name`."""
         return whole
 
-    def gathered(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Copies on the CPU, of whole tensors: key -> (parameter, this process's part). All processes call it; what
-        the others than the first get is empty."""
+    def full_tensors(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Returns copies on the CPU of whole tensors: key -> (parameter, this process's part).
+
+        All processes must call it; it is empty in all but the first.
+        """
         if self.world.rank:
             return {}
         return {key: _copy(tensor) for key, (_, tensor) in tensors.items()}
 
-    def weights(self) -> dict[str, Tensor]:
-        """Copies of all weights, under all of their names; as `gathered`."""
-        found = self.gathered({name: (name, tensor) for name, tensor in self.parameters.items()})
+    def full_weights(self) -> dict[str, Tensor]:
+        """Returns copies of all weights, under all of their names; as `full_tensors`."""
+        found = self.full_tensors({name: (name, tensor) for name, tensor in self.parameters.items()})
         return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
 
-    def whole_decoder(self, weights: Mapping[str, Tensor]) -> Decoder:
-        """The model as one process sees it, on its device; `weights`: what `weights()` gave."""
-        return self.decoder
+    def full_decoder(self, config: DecoderConfig, weights: Mapping[str, Tensor], *, exported: bool) -> Decoder:
+        """Returns a Decoder of these weights on this process's device, outside of any wrapper.
+
+        exported: whether the weights are others than the model's own, see `Recipe.export`.
+        """
+        if not exported and isinstance(self.model, Decoder):
+            return self.model
+        return self._new_decoder(config, weights)
+
+    def _new_decoder(self, config: DecoderConfig, weights: Mapping[str, Tensor]) -> Decoder:
+        decoder = Decoder(config)
+        decoder.load_state_dict(weights)
+        return decoder.to(self.world.device)
 
 
-class Sharded(Whole):
-    """A share of every parameter, gradient and moment in each process (FSDP2): gathered layer by layer, and let go."""
+class Sharded(Replicated):
+    """A shard of every parameter, gradient and moment in each process (FSDP2): gathered layer by layer, and let go."""
 
-    def __init__(self, decoder: Decoder, world: World) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, world: World) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        self.decoder, self.world, self.aliases = decoder, world, _aliases(decoder)
+        self.model, self.world, self.aliases = model, world, _aliases(model)
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         mesh = init_device_mesh(world.device.type, (world.size,))
-        for layer in decoder.layers:
+        for layer in decoder_of(model).layers:
             fully_shard(layer, mesh=mesh)
-        self.loss = fully_shard(_Loss(decoder), mesh=mesh)  # type: ignore[assignment]
-        self._shards: dict[str, Any] = dict(decoder.named_parameters())
-        self.parameters = {name: nn.Parameter(shard.to_local().detach()) for name, shard in self._shards.items()}
+        self.forward = fully_shard(_Forward(model, recipe), mesh=mesh)  # type: ignore[assignment]
+        self._shards: dict[str, Any] = dict(model.named_parameters())
+        self.parameters = {
+            name: nn.Parameter(shard.to_local().detach(), requires_grad=shard.requires_grad)
+            for name, shard in self._shards.items()
+        }
 
-    def settle(self) -> None:
-        """FSDP sums each layer by itself, always in the same way."""
+    def warm_up(self, batch: tuple[Tensor, ...]) -> None:
+        """Does nothing: FSDP sums each layer by itself, always in the same way."""
 
-    def quiet(self, last: bool) -> AbstractContextManager[Any]:
-        self.loss.set_requires_gradient_sync(last)  # type: ignore[operator]
+    def no_sync(self, *, unless: bool) -> AbstractContextManager[Any]:
+        self.forward.set_requires_gradient_sync(unless)  # type: ignore[operator]
         return nullcontext()
+
+    def check_optimizers(self, optimizers: Sequence[Any]) -> None:
+        if any(isinstance(one, torch.optim.Muon) for one in optimizers):
+            raise whole_matrices_needed("Muon")
 
     def gradients(self) -> list[Tensor]:
         for name, shard in self._shards.items():
@@ -125,21 +220,21 @@ class Sharded(Whole):
 
     def norm(self) -> Tensor:
         squares = torch.stack([gradient.square().sum() for gradient in self.gradients()]).sum()
-        return self.world.sum(squares).sqrt()
+        return self.world.all_reduce(squares).sqrt()
 
-    def forget_gradients(self) -> None:
-        super().forget_gradients()
+    def zero_grad(self) -> None:
+        super().zero_grad()
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
+    def shard(self, name: str, whole: Tensor) -> Tensor:
         local = self.parameters[name]
         if whole.dim() == 0:
             return whole
         chunks = whole.chunk(self.world.size)  # FSDP2 shards the first axis as torch.chunk does
         return chunks[self.world.rank] if self.world.rank < len(chunks) else local.detach()
 
-    def gathered(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+    def full_tensors(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
         from torch.distributed.tensor import DTensor
 
         found = {}
@@ -158,36 +253,19 @@ class Sharded(Whole):
                 found[key] = _copy(tensor)
         return found
 
-    def whole_decoder(self, weights: Mapping[str, Tensor]) -> Decoder:
-        decoder = Decoder(self.decoder.config)
-        decoder.load_state_dict(weights)
-        return decoder.to(self.world.device)
+    def full_decoder(self, config: DecoderConfig, weights: Mapping[str, Tensor], *, exported: bool) -> Decoder:
+        return self._new_decoder(config, weights)
 
 
-def share(decoder: Decoder, world: World, sharding: str) -> Whole:
-    """The decoder (on the CPU, the same in every process) shared as `training.sharding` says."""
-    return Sharded(decoder, world) if sharding == "full" and world.size > 1 else Whole(decoder, world)
+def parallelize(model: nn.Module, recipe: Recipe, world: World, sharding: str) -> Replicated:
+    """Returns the model (on the CPU, the same in every process) set up as `training.sharding` says."""
+    kind = Sharded if sharding == "full" and world.size > 1 else Replicated
+    return kind(model, recipe, world)
 
 
-@torch.no_grad()
-def restore(mine: Mapping[str, Tensor], whole: Mapping[str, Tensor], shared: Whole, *, where: str) -> None:
-    """Copies into each of `mine` (key `<parameter>` or `<parameter>.<kind>`) its part of the whole tensor of that key.
-
-    Raises PicoError naming a tensor that is missing, unknown or misshapen.
-    """
-    shapes = {name: parameter.shape for name, parameter in shared.decoder.named_parameters()}
-    for key in sorted(mine.keys() | whole.keys()):
-        name = key if key in shapes else key.rpartition(".")[0]
-        fits = key in mine and key in whole
-        if not fits or whole[key].shape != (shapes[name] if mine[key].dim() else mine[key].shape):
-            raise PicoError(f"{key} does not fit the model", where=where,
-                            mend="delete this checkpoint; training resumes from the one before it")  # fmt: skip
-        mine[key].copy_(shared.part(name, whole[key]))
-
-
-def _aliases(decoder: Decoder) -> dict[str, str]:
-    first = {id(parameter): name for name, parameter in decoder.named_parameters()}
-    every = decoder.named_parameters(remove_duplicate=False)
+def _aliases(model: nn.Module) -> dict[str, str]:
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
     return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 

@@ -2,25 +2,45 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pico.files import working_folder
+from pico.identity import identity
 from pico.train.checkpoints import exclusive
-from pico.train.loop import train
-from pico.train.spec import RunSpec, code_identity, identity
-from pico.train.world import World, choose_device
-from pico.watch.events import EventReader, EventWriter
+from pico.train.distributed import STOP, train_on_ray, train_worker
+from pico.train.recipe import Recipe
+from pico.train.spec import RunSpec, run_identity
+from pico.watch.events import EventReader
 
 STOP_SECONDS = 120.0
-"""How long a run that is asked to stop may take to save a rescue checkpoint."""
+"""Time for a run that is asked to stop to save a rescue checkpoint."""
 
 Show = Callable[[dict[str, Any]], None]
 
 
-def run_folder(spec: RunSpec, tokens: Path, runs: Path = Path("runs")) -> Path:
-    """Where this run is kept: a function of its settings, data and code."""
-    return working_folder("pretrain", {"identity": identity(spec, tokens), "code": code_identity()}, root=runs)
+@dataclass(frozen=True)
+class Run:
+    """A run and its place; see `open_run`."""
+
+    spec: RunSpec
+    tokens: Path
+    recipe: type[Recipe]
+    identity: Mapping[str, Any]
+    """Settings and data that its checkpoints must agree with."""
+    folder: Path
+    """Its working folder: `model` is what is published, `curve.jsonl` the loss curve."""
+
+
+def open_run(spec: RunSpec, tokens: Path, runs: Path = Path("runs"), recipe: type[Recipe] = Recipe) -> Run:
+    """Returns the run of these settings, tokens and recipe. Its folder follows from them, and from the code.
+
+    The tokens are read once, for their hashes.
+    """
+    same = run_identity(spec, tokens, recipe.identity())
+    folder = working_folder("pretrain", {"run": same, **identity("pico.train.loop")}, root=runs)
+    return Run(spec, tokens, recipe, same, folder)
 
 
 def pretrain(
@@ -28,39 +48,38 @@ def pretrain(
     tokens: Path,
     *,
     runs: Path = Path("runs"),
+    recipe: type[Recipe] = Recipe,
     on_ray: bool = False,
     show: Show = lambda event: None,
 ) -> Path:
-    """Trains the model, or goes on where an interrupted run stopped. Returns the run's folder.
+    """Trains a model, or goes on where an interrupted run stopped; as `train_run`. Returns the run's folder."""
+    run = open_run(spec, tokens, runs, recipe)
+    train_run(run, on_ray=on_ray, show=show)
+    return run.folder
+
+
+def train_run(run: Run, *, on_ray: bool = False, show: Show = lambda event: None) -> None:
+    """Trains the model, or goes on where an interrupted run stopped.
 
     Events for a display go to `show`, in this thread. On Ray when `on_ray` (then Ray must be connected), else in this
     process; the outcome is the same. After an exception in this thread, a KeyboardInterrupt for instance, a rescue
-    checkpoint is saved before it goes on. The folder's `model` is what is published, `curve.jsonl` the loss curve.
+    checkpoint is saved before it goes on.
     """
-    same = identity(spec, tokens)
-    work = run_folder(spec, tokens, runs)
-    with exclusive(work, "driver.lock"):  # two of them would take each other's signals
-        return _watched(spec, tokens, work, same, on_ray, show)
+    with exclusive(run.folder, "driver.lock"):  # two of them would take each other's signals
+        _train_watched(run, on_ray, show)
 
 
-def _watched(spec: RunSpec, tokens: Path, work: Path, same: Mapping[str, Any], on_ray: bool, show: Show) -> Path:
-    stop = work / "stop"
+def _train_watched(run: Run, on_ray: bool, show: Show) -> None:
+    stop = run.folder / STOP
     stop.unlink(missing_ok=True)
-    follower = EventReader(work / "progress.jsonl")
+    events = EventReader(run.folder / "progress.jsonl")
     result: dict[str, Any] = {}
     # Not Thread.join: an exception from a signal handler within it marks a running thread as ended (Python up to 3.12).
     over = threading.Event()
 
     def body() -> None:
         try:
-            if on_ray:
-                from pico.train.distributed import train_on_ray
-
-                result["finished"] = train_on_ray(spec, tokens, work, same)
-            else:
-                tell = EventWriter(work / "progress.jsonl")
-                world = World(device=choose_device(spec.training.device))
-                result["finished"] = train(spec, tokens, work, same, world=world, stop=stop.exists, tell=tell)
+            result["finished"] = train_on_ray(run) if on_ray else train_worker(run, run.spec.training.device)
         except BaseException as error:
             result["error"] = error
         finally:
@@ -69,16 +88,15 @@ def _watched(spec: RunSpec, tokens: Path, work: Path, same: Mapping[str, Any], o
     threading.Thread(target=body, name="pretrain", daemon=True).start()
     try:
         while not over.wait(0.2):
-            for event in follower.read():
+            for event in events.read():
                 show(event)
     except BaseException:
         stop.touch()
         over.wait(STOP_SECONDS)
         raise
-    for event in follower.read():
+    for event in events.read():
         show(event)
     if "error" in result:
         raise result["error"]
     if not result["finished"]:
         raise InterruptedError("training was asked to stop by another process; a rescue checkpoint was saved")
-    return work

@@ -6,7 +6,7 @@ from pico.config import Schedule
 
 
 def learning_rate(update: int, *, steps: int, peak: float, schedule: Schedule) -> float:
-    """The learning rate of update `update` (0-based) of `steps`.
+    """Returns the learning rate of update `update` (0-based) of `steps`.
 
     Warm-up rises linearly and reaches `peak` with update warmup_steps - 1. A decay is such that `final_fraction` of the
     peak would be reached with update `steps`, one past the last: no update is spent at zero.
@@ -18,7 +18,7 @@ def learning_rate(update: int, *, steps: int, peak: float, schedule: Schedule) -
 
 
 def _left(update: int, steps: int, schedule: Schedule) -> float:
-    """What is left of the decay after warm-up: from 1 down to 0."""
+    """Returns what is left of the decay after warm-up: from 1 down to 0."""
     start = schedule.warmup_steps
     if schedule.kind == "wsd":  # warm-up, stable, decay (MiniCPM, arXiv 2404.06395); linear (arXiv 2405.18392)
         start = max(start, steps - round(schedule.decay_fraction * steps))
@@ -31,7 +31,7 @@ def _left(update: int, steps: int, schedule: Schedule) -> float:
 
 
 def _after_restart(update: int, schedule: Schedule) -> float:
-    """Of a jagged cosine (ReLoRA, arXiv 2307.05695): the rise from 0 that follows each restart; else 1."""
+    """Returns the rise from 0 that follows each restart of a jagged cosine (ReLoRA, arXiv 2307.05695); else 1."""
     if schedule.kind != "jagged_cosine" or update < schedule.restart_every:
         return 1.0
     since = update % schedule.restart_every

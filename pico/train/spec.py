@@ -1,15 +1,17 @@
-"""All that one run depends on, typed and plain, and the fingerprint by which it is known again."""
+"""All that one run depends on, typed and plain, and the identity by which it is known again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from pydantic import TypeAdapter
 
 from pico.config import Checkpoints, LearningDynamics, Optimizer, Params, Schedule, Training
 from pico.errors import PicoError
 from pico.files import sha256_file
 from pico.model import DecoderConfig
+from pico.optimizers import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,20 @@ class RunSpec:
 
     model: str
     seed: int
-    """Of the initial weights and of the order of rows from the second epoch on."""
+    """Seed of the initial weights, and of the order of rows from the second epoch on."""
     decoder: DecoderConfig
     training: Training
-    optimizer: Optimizer
+    optimizer: OptimizerSettings
     schedule: Schedule
     checkpoints: Checkpoints
     learning_dynamics: LearningDynamics
 
+    def __post_init__(self) -> None:
+        if self.training.sharding == "full" and not self.optimizer.elementwise:
+            raise whole_matrices_needed(self.optimizer.name)
+
     def settings(self) -> dict[str, Any]:
-        """What the outcome depends on, as plain values; how often rescue checkpoints are written is no part of it."""
+        """Returns all that the outcome depends on, as plain values: all but how often rescues are written."""
         return {
             "model": self.model,
             "seed": self.seed,
@@ -40,18 +46,21 @@ class RunSpec:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as plain values."""
+        """Returns all of it, as plain values."""
         return {**self.settings(), "checkpoints": self.checkpoints.model_dump()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
-        """The inverse of `to_dict`. Raises pydantic.ValidationError for values that no settings file could hold."""
+        """Returns the spec of these values, the inverse of `to_dict`; an optimizer without a name is AdamW.
+
+        Raises pydantic.ValidationError for values that no settings file could hold.
+        """
         return cls(
             model=values["model"],
             seed=values["seed"],
             decoder=DecoderConfig(**values["decoder"]),
             training=Training(**values["training"]),
-            optimizer=Optimizer(**values["optimizer"]),
+            optimizer=TypeAdapter(Optimizer).validate_python({"name": "adamw", **values["optimizer"]}),
             schedule=Schedule(**values["schedule"]),
             checkpoints=Checkpoints(**values["checkpoints"]),
             learning_dynamics=LearningDynamics(**values["learning_dynamics"]),
@@ -59,17 +68,10 @@ class RunSpec:
 
 
 def run_spec(params: Params, model: str) -> RunSpec:
-    """The run of one model of the suite. Raises PicoError where settings do not fit each other."""
+    """Returns the run of one model of the suite. Raises PicoError where settings do not fit each other."""
     if model not in params.models:
         raise PicoError(f"there is no model {model!r}", where="params.yaml: models",
                         mend=f"name one of: {', '.join(params.models)}")  # fmt: skip
-    if params.schedule.warmup_steps >= params.training.steps:
-        raise PicoError(
-            f"schedule.warmup_steps = {params.schedule.warmup_steps} is not below "
-            f"training.steps = {params.training.steps}",
-            where="params.yaml",
-            mend="warm up for fewer steps, or train for more",
-        )
     return RunSpec(
         model=model,
         seed=params.seed,
@@ -83,7 +85,7 @@ def run_spec(params: Params, model: str) -> RunSpec:
 
 
 def data_identity(tokens: Path) -> dict[str, str]:
-    """sha256 of provenance.json and of every shard of a tokens folder, by relative path."""
+    """Returns the sha256 of provenance.json and of every shard of a tokens folder, by relative path."""
     provenance = tokens / "provenance.json"
     if not provenance.exists():
         raise PicoError(f"{provenance} does not exist", mend="run the stage that makes it: dvc repro prepare")
@@ -92,25 +94,27 @@ def data_identity(tokens: Path) -> dict[str, str]:
     return {path.relative_to(tokens).as_posix(): sha256_file(path) for path in paths}
 
 
-def identity(spec: RunSpec, tokens: Path) -> dict[str, Any]:
-    """Settings and data of a run: what a checkpoint must agree with to be resumed from."""
-    return {"settings": spec.settings(), "data": data_identity(tokens)}
+def run_identity(spec: RunSpec, tokens: Path, recipe: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Returns settings and data of a run, which a checkpoint must agree with to be resumed from.
 
-
-def code_identity() -> dict[str, str]:
-    """sha256 of the code that training runs, and torch's version: changed code starts afresh, in a folder of its own.
-
-    Not in trainer.json, so that an edit without effect leaves the outs, and all that is made from them, as they were.
+    recipe: `Recipe.identity` of a recipe that is not the default one. The code of this project has no part in it, so
+    that an edit without effect leaves the outs, and all that is made from them, as they were.
     """
-    package = Path(__file__).parents[1]
-    paths = [package / "checkpoint.py", package / "data" / "loader.py"]
-    paths += [*package.glob("train/*.py"), *package.glob("model/*.py")]
-    found = {path.relative_to(package).as_posix(): sha256_file(path) for path in sorted(paths)}
-    return {**found, "torch": torch.__version__}
+    found = {"settings": spec.settings(), "data": data_identity(tokens)}
+    return {**found, "recipe": dict(recipe)} if recipe else found
+
+
+def whole_matrices_needed(optimizer: str) -> PicoError:
+    """Returns the error for an optimizer that cannot work on shards."""
+    return PicoError(
+        f"optimizer {optimizer} needs whole matrices, but training.sharding = 'full' gives each worker a shard of them",
+        where="params.yaml",
+        mend="set training.sharding: none, or choose an optimizer that works element by element, such as adamw",
+    )
 
 
 def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """`key: theirs -> ours` for every leaf at which two nested dicts differ."""
+    """Returns a line `key: theirs in the checkpoint, ours now` for every leaf at which two nested dicts differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = sorted(ours.keys() | theirs.keys())
         return [

@@ -1,10 +1,19 @@
-"""Events of a run, from the process that trains to whoever watches: appended to a file, and read as they come."""
+"""Events of a run, from the process that trains to those who watch it: appended to a file, and read as they come."""
 
 import json
+import os
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pico.config import Training
+
+if TYPE_CHECKING:
+    import torch
+
+    from pico.model import DecoderConfig
 
 
 class EventWriter:
@@ -19,14 +28,14 @@ class EventWriter:
 
 
 class EventReader:
-    """Reads what has been appended since the last call."""
+    """Reads the events that were appended since the last call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.offset = path.stat().st_size if path.exists() else 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The new whole lines; what a process that was killed has torn is passed over."""
+        """Returns the new whole lines; one that a killed process has torn is passed over."""
         if not self.path.exists():
             return []
         with open(self.path, "rb") as file:
@@ -39,3 +48,39 @@ class EventReader:
             with suppress(ValueError):
                 events.append(json.loads(line))
         return events
+
+
+def worker_event(rank: int, device: "torch.device", training: Training) -> dict[str, Any]:
+    """Returns the event with which a worker begins: where it runs and, from the first, its device's peak, FLOP/s."""
+    event: dict[str, Any] = {"worker": rank, "host": socket.gethostname(), "process": os.getpid()}
+    if rank == 0:
+        import torch
+
+        from pico.watch.hardware import find_peak
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(training.threads_per_worker)
+        event["peak_flops"] = find_peak(device, training.precision).flops
+        torch.set_num_threads(threads)
+    return event
+
+
+class Utilization:
+    """Adds `mfu` to the events of updates: the share of the workers' peak that goes into the model's products."""
+
+    def __init__(self, decoder: "DecoderConfig", training: Training) -> None:
+        self.decoder, self.training = decoder, training
+        self.peak = self.flops_per_token = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Returns the event, with `mfu` where it has a rate; see pico.flops."""
+        from pico.flops import training_flops_per_token
+
+        self.peak = event.get("peak_flops", self.peak)
+        if "start" in event:
+            seq_len = event["tokens_per_step"] // self.training.batch_size
+            self.flops_per_token = training_flops_per_token(self.decoder, seq_len)
+        if "tokens_per_second" not in event or not self.peak:
+            return event
+        peak = self.peak * self.training.workers
+        return {**event, "mfu": event["tokens_per_second"] * self.flops_per_token / peak}

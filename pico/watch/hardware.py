@@ -1,7 +1,7 @@
 """Peak arithmetic of GPUs and of this machine, with which the progress of training is compared.
 
 MFU (model FLOPs utilisation; PaLM, arXiv 2204.02311, appendix B) is the share of a machine's peak that goes into the
-model's own matrix products: tokens a second x pico.model.flops.training_flops_per_token / `peak_flops`.
+model's own matrix products: tokens a second x pico.flops.training_flops_per_token / `peak_flops`.
 """
 
 import functools

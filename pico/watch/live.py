@@ -1,7 +1,7 @@
 """Curves of a run while it trains: for `dvc plots`, TensorBoard and Weights & Biases. Nothing is ever made from them.
 
-Each takes the points of `pico.train.curve`. On a resume all are given again from step 1, so that a curve has no gaps
-and no step twice.
+Each takes the points that events carry: `step`, `learning_rate`, `train_loss`, `gradient_norm`, `heldout_loss`. On a
+resume all are given again from step 1, so that a curve has no gaps and no step twice.
 """
 
 import math
@@ -12,28 +12,32 @@ from typing import Any, Protocol
 
 from pico.config import Live
 from pico.errors import PicoError
-from pico.train.curve import Curve, Point
 
 FOLDER = Path("live")
 """DVCLive's files: one folder a model."""
 
 
 class Sink(Protocol):
-    """Where points go."""
+    """A place where points go."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Takes what was measured of a step."""
+        """Takes the values of a step."""
 
     def sync(self) -> None:
-        """Makes what was logged visible."""
+        """Makes all that was logged visible."""
 
     def close(self) -> None:
-        """At the end."""
+        """Ends it."""
 
 
 @contextmanager
-def watched(settings: Live, model: str, scale: str, root: Path = Path()) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Gives what takes the events of pico.watch.progress and passes their points on to all that `settings` name."""
+def watched(
+    settings: Live, model: str, scale: str, history: Callable[[Path], list[dict[str, Any]]], root: Path = Path()
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Gives a function that takes the events of a run and passes their points on to all that `settings` name.
+
+    history: returns the points in the file of a loss curve, from step 1 on.
+    """
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if settings.dvclive:
@@ -49,28 +53,24 @@ def watched(settings: Live, model: str, scale: str, root: Path = Path()) -> Iter
 
         def show(event: dict[str, Any]) -> None:
             nonlocal last
-            points = [Point(*fields) for fields in event.get("points", [])]
+            points = event.get("points", [])
             if "start" in event:
-                points = Curve(Path(event["curve"])).read()[: event["start"]]
-            points = [point for point in points if point.step > last]  # after a dead worker, steps come again
-            last = points[-1].step if points else last
+                points = history(Path(event["curve"]))[: event["start"]]
+            points = [point for point in points if point["step"] > last]  # after a dead worker, steps come again
+            last = points[-1]["step"] if points else last
             for sink in sinks:
                 for point in points:
-                    sink.log(point.step, _values(point))
+                    sink.log(point["step"], _values(point))
                 if points:
                     sink.sync()
 
         yield show
 
 
-def _values(point: Point) -> dict[str, float]:
-    """By the name of its curve; what is not finite cannot be drawn."""
-    values = {
-        "train_loss": point.train_loss,
-        "heldout_loss": point.heldout_loss,
-        "learning_rate": point.learning_rate,
-        "gradient_norm": point.gradient_norm,
-    }
+def _values(point: dict[str, Any]) -> dict[str, float]:
+    """Returns the values of a point by the name of their curve, but for those that cannot be drawn."""
+    names = ("train_loss", "heldout_loss", "learning_rate", "gradient_norm")
+    values = {name: point[name] for name in names}
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 

@@ -91,7 +91,11 @@ def victims(repro: subprocess.Popen, part: str) -> list[psutil.Process]:
             command = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if ("RayTrainWorker" in command) if part == "worker" else ("flows pretrain" in command and "-c" not in command):
+        if (
+            ("ray::train_worker" in command)
+            if part == "worker"
+            else ("flows pretrain" in command and "-c" not in command)
+        ):
             found.append(process)
     return found
 

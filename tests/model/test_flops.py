@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pico.flops import count_parameters, training_flops_per_token
 from pico.model import Decoder, DecoderConfig
-from pico.model.flops import count_parameters, training_flops_per_token
 
 SHAPES = [DecoderConfig(32, 3, 61, 24, 4, 2, 64), DecoderConfig(48, 2, 100, 16, 3, 3, 40)]
 

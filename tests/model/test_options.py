@@ -10,10 +10,10 @@ from decoder_options import departures
 
 from pico.checkpoint import write_checkpoint
 from pico.errors import PicoError
+from pico.flops import count_parameters
 from pico.model import Decoder, DecoderConfig, load_decoder
 from pico.model import linear as products
 from pico.model.decoder import rotary_table
-from pico.model.flops import count_parameters
 
 PLAIN = DecoderConfig(d_model=32, n_layers=3, vocab_size=61, max_seq_len=24, attention_n_heads=4,
                       attention_n_kv_heads=2, activation_hidden_dim=64)  # fmt: skip

@@ -7,15 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from pico.config import Checkpoints, LearningDynamics, Optimizer, Schedule, Training
+from pico.config import Checkpoints, LearningDynamics, Schedule, Training
 from pico.files import sha256_file, write_json
 from pico.model import DecoderConfig
+from pico.optimizers import SGD, AdamW, Lion, Muon, OptimizerSettings
 from pico.train.curve import Curve
 from pico.train.run import pretrain
 from pico.train.spec import RunSpec
 
 SEQ_LEN, VOCAB = 16, 37
+collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
 
 
 def write_rows(path: Path, rows: np.ndarray, **columns: np.ndarray) -> None:
@@ -60,7 +63,7 @@ def make_spec(**training: object) -> RunSpec:
         seed=1,
         decoder=DecoderConfig(16, 2, VOCAB, SEQ_LEN, 2, 1, 32),
         training=Training(**values),
-        optimizer=Optimizer(lr=0.01, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1),
+        optimizer=AdamW(lr=0.01, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1),
         schedule=Schedule(kind="linear", warmup_steps=2, final_fraction=0.1),
         checkpoints=Checkpoints(every=5, rescue_seconds=1000.0),
         learning_dynamics=LearningDynamics(layers=["attention.v_proj", "swiglu.w_2"], batch_size=12, positions=4),
@@ -74,6 +77,19 @@ def spec() -> RunSpec:
 
 def with_rescues(spec: RunSpec, seconds: float) -> RunSpec:
     return dataclasses.replace(spec, checkpoints=spec.checkpoints.model_copy(update={"rescue_seconds": seconds}))
+
+
+OPTIMIZERS: dict[str, OptimizerSettings] = {
+    "adamw": AdamW(lr=0.01, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1),
+    "muon": Muon(lr=0.01, momentum=0.9, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1),
+    "sgd": SGD(lr=0.3, momentum=0.9, weight_decay=0.1),
+    "lion": Lion(lr=0.002, beta1=0.9, beta2=0.95, weight_decay=0.1),
+}
+"""Settings of each optimizer at which the tiny run learns."""
+
+
+def with_optimizer(spec: RunSpec, name: str) -> RunSpec:
+    return dataclasses.replace(spec, optimizer=OPTIMIZERS[name])
 
 
 def contents(folder: Path) -> dict[str, str]:

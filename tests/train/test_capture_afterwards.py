@@ -11,7 +11,7 @@ from pico.capture.run import Settings
 from pico.checkpoint import Checkpoint, checkpoints, verify
 from pico.errors import PicoError
 from pico.train.loop import train
-from pico.train.spec import identity
+from pico.train.spec import run_identity
 
 from .conftest import contents, make_spec, make_tokens
 
@@ -22,7 +22,7 @@ def trained(request, tmp_path_factory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("trained")
     spec, tokens, work = make_spec(precision=request.param), make_tokens(root / "tokens"), root / "work"
     work.mkdir()
-    train(spec, tokens, work, identity(spec, tokens))
+    train(spec, tokens, work, run_identity(spec, tokens))
     return work / "model", tokens
 
 

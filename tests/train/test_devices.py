@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pico.train.loop import train
+from pico.train.parallel import World
 from pico.train.run import pretrain
-from pico.train.spec import identity
-from pico.train.world import World
+from pico.train.spec import run_identity
 
 from .conftest import contents, curve, make_spec
 
@@ -26,8 +26,8 @@ def test_two_runs_one_of_them_interrupted_leave_the_same_bytes(device, precision
     work.mkdir()
     asked = iter(range(10**9))
     world = World(device=torch.device(device))
-    assert not train(spec, tokens, work, identity(spec, tokens), world=world, stop=lambda: next(asked) >= 7)
-    assert train(spec, tokens, work, identity(spec, tokens), world=World(device=torch.device(device)))
+    assert not train(spec, tokens, work, run_identity(spec, tokens), world=world, stop=lambda: next(asked) >= 7)
+    assert train(spec, tokens, work, run_identity(spec, tokens), world=World(device=torch.device(device)))
     assert contents(work / "model") == contents(whole / "model")
     assert curve(work) == curve(whole)
 

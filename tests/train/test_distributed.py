@@ -11,7 +11,7 @@ import pytest
 from pico.config import Checkpoints
 from pico.errors import PicoError
 from pico.train.curve import Curve
-from pico.train.run import pretrain, run_folder
+from pico.train.run import open_run, pretrain
 
 from .conftest import contents, make_spec, make_tokens
 
@@ -45,7 +45,7 @@ def test_an_error_of_ours_comes_back_as_it_was(tokens, tmp_path):
 def test_an_error_that_only_the_first_of_two_workers_meets_ends_both(tokens, tmp_path):
     spec = make_spec(workers=2, micro_batch_size=2)
     other = pretrain(make_spec(), tokens, runs=tmp_path / "other")
-    shutil.copytree(other / "model", run_folder(spec, tokens, tmp_path / "runs") / "model")
+    shutil.copytree(other / "model", open_run(spec, tokens, tmp_path / "runs").folder / "model")
     with pytest.raises(PicoError, match="this checkpoint is of another run"):
         pretrain(spec, tokens, runs=tmp_path / "runs", on_ray=True)
 

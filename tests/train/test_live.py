@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.pretrain import history
 from pico.config import Live
 from pico.errors import PicoError
 from pico.train.curve import Curve, Point
@@ -40,11 +41,11 @@ def follow(settings: Live, project: Path, start: int, last: int, model: str = "t
     curve = Curve(project / "curve.jsonl")
     curve.restart(0)
     curve.append(points(1, start + 2))  # a little beyond the checkpoint: those steps come again
-    with watched(settings, model, "smoke", project) as show:
+    with watched(settings, model, "smoke", history, project) as show:
         show({"worker": 0})
         show({"start": start, "steps": last, "curve": str(curve.path)})
         for step in range(start + 1, last + 1):
-            show({"step": step, "points": [list(vars(point).values()) for point in points(step, step)]})
+            show({"step": step, "points": [vars(point) for point in points(step, step)]})
         show({"warning": "something"})
 
 
@@ -52,11 +53,11 @@ def test_steps_that_come_again_after_a_worker_died_are_logged_once(project: Path
     curve = Curve(project / "curve.jsonl")
     curve.restart(0)
     curve.append(points(1, 5))
-    with watched(Live(), "tiny", "smoke", project) as show:
+    with watched(Live(), "tiny", "smoke", history, project) as show:
         for start in (0, 3):
             show({"start": start, "steps": 6, "curve": str(curve.path)})
             for step in range(start + 1, 7):
-                show({"step": step, "points": [list(vars(point).values()) for point in points(step, step)]})
+                show({"step": step, "points": [vars(point) for point in points(step, step)]})
     assert list(read(project, "train_loss")) == list(range(1, 7))
 
 
@@ -86,8 +87,8 @@ def test_a_resumed_curve_has_every_step_once(project: Path) -> None:
 
 
 def test_values_that_cannot_be_drawn_are_left_out(project: Path) -> None:
-    with watched(Live(), "tiny", "smoke", project) as show:
-        show({"step": 2, "points": [[1, 0.1, 2.0, 1.0, None], [2, 0.1, float("inf"), float("nan"), None]]})
+    with watched(Live(), "tiny", "smoke", history, project) as show:
+        show({"step": 2, "points": [vars(Point(1, 0.1, 2.0, 1.0)), vars(Point(2, 0.1, float("inf"), float("nan")))]})
     assert read(project, "train_loss") == {1: 2.0}
     assert read(project, "learning_rate") == {1: 0.1, 2: 0.1}
 
@@ -118,10 +119,13 @@ def test_nothing_is_written_where_nothing_is_asked_for(project: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(PicoError, match="wandb is not installed"), watched(Live(dvclive=False, wandb="mine"), "a", "b"):
+    with (
+        pytest.raises(PicoError, match="wandb is not installed"),
+        watched(Live(dvclive=False, wandb="mine"), "a", "b", history),
+    ):
         pass
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     subprocess.run([Path(sys.executable).parent / "dvc", "init", "-q"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PicoError, match="first commit"), watched(Live(), "a", "b"):
+    with pytest.raises(PicoError, match="first commit"), watched(Live(), "a", "b", history):
         pass

@@ -12,8 +12,8 @@ from pico.errors import PicoError
 from pico.train.batches import Batches, round_robin
 from pico.train.checkpoints import exclusive
 from pico.train.curve import write_csv
+from pico.train.parallel import World
 from pico.train.run import pretrain
-from pico.train.world import World
 
 from .conftest import contents, curve, make_spec, with_rescues
 
@@ -95,7 +95,7 @@ def test_batches_are_functions_of_step_and_world_alone(tokens):
     spec = make_spec()
     batches = Batches(spec, tokens)
     whole = batches.of_update(3)
-    halves = [batches.of_update(3, World(rank, 2).share(8)) for rank in range(2)]
+    halves = [batches.of_update(3, World(rank, 2).shard(8)) for rank in range(2)]
     assert torch.equal(torch.cat(halves), whole)
     dynamics = batches.dynamics("train", 3)
     assert torch.equal(dynamics, torch.cat([batches.of_update(3), batches.of_update(4)])[:12])

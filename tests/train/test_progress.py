@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pico.train.run import pretrain
-from pico.watch.events import EventReader, EventWriter
+from pico.watch.events import EventReader, EventWriter, Utilization
 from pico.watch.progress import Bar, Display
 
 from .conftest import make_spec
@@ -84,8 +84,10 @@ def test_work_that_failed_is_not_said_to_be_done():
 
 def test_the_events_of_a_real_run_are_shown_with_their_share_of_the_peak(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr("pico.train.loop.FLUSH_SECONDS", 0.0)
-    events: list[dict] = []
-    pretrain(make_spec(), tokens, runs=tmp_path, show=events.append)
+    raw: list[dict] = []
+    pretrain(make_spec(), tokens, runs=tmp_path, show=raw.append)
+    utilization = Utilization(make_spec().decoder, make_spec().training)
+    events = [utilization(event) for event in raw]
     steps = [event for event in events if "step" in event]
     assert [event["step"] for event in steps] == list(range(1, 13))
     assert all(event["mfu"] > 0 and event["tokens_per_second"] > 0 for event in steps)

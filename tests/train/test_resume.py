@@ -21,7 +21,7 @@ from pico.model import load_decoder
 from pico.train.curve import Curve
 from pico.train.loop import train
 from pico.train.run import pretrain
-from pico.train.spec import differing_keys, identity
+from pico.train.spec import differing_keys, run_identity
 
 from .conftest import contents, curve, make_spec, make_tokens, with_rescues
 
@@ -30,7 +30,7 @@ def interrupted(spec, tokens: Path, work: Path, after: int) -> None:
     """Runs until `after` updates are done, then leaves with a rescue checkpoint, as on SIGTERM."""
     work.mkdir(exist_ok=True)
     asked = iter(range(10**9))
-    assert not train(spec, tokens, work, identity(spec, tokens), stop=lambda: next(asked) >= after)
+    assert not train(spec, tokens, work, run_identity(spec, tokens), stop=lambda: next(asked) >= after)
 
 
 @pytest.mark.parametrize("after", [3, 5, 11])
@@ -39,7 +39,7 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(undisturbed, tmp_path, 
     mine = tmp_path / "work"
     interrupted(make_spec(), tokens, mine, after)
     assert len(curve(mine)) == after
-    assert train(make_spec(), tokens, mine, identity(make_spec(), tokens))
+    assert train(make_spec(), tokens, mine, run_identity(make_spec(), tokens))
     assert contents(mine / "model") == contents(work / "model")
     assert curve(mine) == curve(work)
 
@@ -49,9 +49,9 @@ def test_tied_embeddings_are_saved_under_both_names_and_resumed_to_the_bit(token
     spec = dataclasses.replace(make_spec(), decoder=decoder)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
-    assert train(spec, tokens, whole, identity(spec, tokens))
+    assert train(spec, tokens, whole, run_identity(spec, tokens))
     interrupted(spec, tokens, broken, 7)
-    assert train(spec, tokens, broken, identity(spec, tokens))
+    assert train(spec, tokens, broken, run_identity(spec, tokens))
     assert contents(broken / "model") == contents(whole / "model")
     last = checkpoints(whole / "model")[-1]
     assert torch.equal(last.model()["embedding_proj.weight"], last.model()["de_embedding_proj.weight"])
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_named_and_survived(undisturbed, tmp_path, damag
     damage(mine / "rescue" / "step_00000007")
     (mine / "rescue" / ".step_00000008.partial").mkdir()
     events: list = []
-    assert train(spec, tokens, mine, identity(spec, tokens), tell=events.append)
+    assert train(spec, tokens, mine, run_identity(spec, tokens), report=events.append)
     warnings = [event["warning"] for event in events if "warning" in event]
     assert len(warnings) == 1
     assert "step_00000007" in warnings[0]
@@ -93,7 +93,7 @@ def test_an_early_checkpoint_that_was_damaged_is_made_again(undisturbed, tmp_pat
     mine, spec = tmp_path / "work", make_spec()
     interrupted(spec, tokens, mine, 7)
     _damage_flip(mine / "model" / "checkpoints" / "step_00000002")
-    assert train(spec, tokens, mine, identity(spec, tokens))
+    assert train(spec, tokens, mine, run_identity(spec, tokens))
     assert contents(mine / "model") == contents(work / "model")
 
 
@@ -103,7 +103,7 @@ def test_a_torn_curve_is_survived(undisturbed, tmp_path):
     interrupted(spec, tokens, mine, 7)
     path = mine / "curve.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    assert train(spec, tokens, mine, identity(spec, tokens))
+    assert train(spec, tokens, mine, run_identity(spec, tokens))
     assert contents(mine / "model") == contents(work / "model")
     assert curve(mine) == curve(work)
 
@@ -114,10 +114,10 @@ def test_other_settings_or_data_are_refused_by_name(undisturbed, tmp_path):
     interrupted(spec, tokens, mine, 3)
     other = dataclasses.replace(spec, optimizer=spec.optimizer.model_copy(update={"lr": 0.5}))
     with pytest.raises(PicoError, match=r"settings\.optimizer\.lr: 0\.01 in the checkpoint, 0\.5 now"):
-        train(other, tokens, mine, identity(other, tokens))
+        train(other, tokens, mine, run_identity(other, tokens))
     changed = make_tokens(tmp_path / "other", seed=9)
     with pytest.raises(PicoError, match=r"data\.train/train-00000-of-00002\.parquet"):
-        train(spec, changed, mine, identity(spec, changed))
+        train(spec, changed, mine, run_identity(spec, changed))
     assert differing_keys({"a": {"b": 1}}, {"a": {}}) == ["a.b: None in the checkpoint, 1 now"]
 
 
@@ -203,7 +203,7 @@ def test_an_altered_curve_is_not_gone_on_from(tokens, tmp_path):
     lines[6] = lines[6][:digit] + str((int(lines[6][digit]) + 1) % 10) + lines[6][digit + 1 :]
     (work / "curve.jsonl").write_text("".join(lines))
     said = []
-    assert train(spec, tokens, work, identity(spec, tokens), tell=said.append)
+    assert train(spec, tokens, work, run_identity(spec, tokens), report=said.append)
     assert any("the loss curve ends at step 6" in event.get("warning", "") for event in said)
     assert curve(work) == curve(whole)
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.config import Schedule
+from pico.train.checkpoints import checkpoint_steps
 from pico.train.schedules import learning_rate
-from pico.train.steps import checkpoint_steps
 
 
 def rate(update: int, kind: str = "linear", warmup: int = 10, final: float = 0.0, steps: int = 110) -> float:

@@ -3,7 +3,7 @@
 import math
 import random
 
-from pico.train.spikes import SpikeDetector
+from pico.train.curve import SpikeDetector
 
 
 def test_a_jump_is_named_with_the_level_before_it_and_does_not_hide_the_next():

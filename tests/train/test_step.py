@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pico.checkpoint import checkpoints
 from pico.model import Decoder
 from pico.train.batches import Batches
+from pico.train.recipe import Recipe
 from pico.train.run import pretrain
 from pico.train.schedules import learning_rate
 
@@ -52,12 +53,14 @@ def test_a_run_is_that_of_a_plain_loop(tokens, tmp_path, clip, micro_batch_size)
         torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_spike_is_said_while_training_goes_on(tokens, tmp_path, monkeypatch):
-    def rate(update, **settings):
-        return 3.0 if update == 70 else learning_rate(update, **settings)
+class Jump(Recipe):
+    def learning_rate(self, update, peak):
+        return 3.0 if update == 70 else super().learning_rate(update, peak)
 
-    monkeypatch.setattr("pico.train.step.learning_rate", rate)
+
+def test_a_spike_is_said_while_training_goes_on(tokens, tmp_path):
     said: list[str] = []
-    work = pretrain(make_spec(steps=76), tokens, runs=tmp_path, show=lambda one: said.append(one.get("warning", "")))
+    spec = make_spec(steps=76)
+    work = pretrain(spec, tokens, runs=tmp_path, recipe=Jump, show=lambda one: said.append(one.get("warning", "")))
     assert len(curve(work)) == 76
     assert any("loss spike at step 72" in warning for warning in said), said

@@ -147,8 +147,7 @@ def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("Tokens", f"{training.steps * tokens:,} a model"),
                 (
                     "Optimiser",
-                    f"AdamW, β₁ {optimizer.beta1:g}, β₂ {optimizer.beta2:g}, ε {optimizer.eps:g}, "
-                    f"weight decay {optimizer.weight_decay:g}",
+                    optimizer.describe(),
                 ),
                 (
                     "Learning rate",
