@@ -22,7 +22,7 @@ import psutil
 from made_corpus import ROOT, domains_of, place, write_corpus
 from prepare_memory import SETTINGS, SMALL_SETTINGS, make_project, run_stage
 
-from pico.data.preparation.work import find_blocks
+from pico.data.preparation.blocks import find_blocks
 from pico.files import read_json, sha256_file
 
 PREPARE = """
@@ -37,7 +37,7 @@ if workers > 1:
 def step(function):
     def called(*arguments):
         result = function(*arguments)
-        if function.__name__ == "write_heldout_rows":  # the last one: afterwards the working folder goes
+        if function.__name__ == "write_uses":  # the last one: afterwards the working folder goes
             files = {str(p): p.stat().st_mtime_ns for p in arguments[0].folder.rglob("*") if p.is_file()}
             Path(str(target) + ".files.json").write_text(json.dumps(files))
         return result
@@ -46,7 +46,7 @@ p = load_params("params.yaml")
 prepare(Path("data/documents"), target / "tokens", tokenizer=p.tokenizer, cleaning=p.cleaning, packing=p.packing,
         vocab_size=p.model.vocab_size, runs=target / "runs", step=step)
 """
-KINDS = ("index", "cleaned", "clean", "judged", "bands", "tokens", "ids")
+KINDS = ("index", "cleaned", "clean", "quality", "bands", "tokens", "ids")
 """Folders of files by block."""
 
 

@@ -37,8 +37,9 @@ from made_corpus import ROOT, domains_of, place
 from ruamel.yaml import YAML
 
 from pico.config import Cleaning, Packing, PretrainedTokenizer, Tokenizer, Wheel
+from pico.data.preparation.tokenizer import save_tokenizer, train_bpe
 from pico.data.sources import wheels
-from pico.data.tokens.tokenizer import EOS, save_tokenizer, train_bpe
+from pico.data.tokens.tokenizer import EOS
 from pico.files import write_json
 
 SIDES = ("ours_all", "ours_same", "datasets", "encode_batch", "encode_batch_fast")

@@ -9,7 +9,7 @@ from prefect import task
 from flows.downloads import download
 from flows.stage import Stage, run
 from pico.config import Benchmarks
-from pico.data.sources import benchmarks as benchmark_data
+from pico.data import benchmarks as benchmark_data
 from pico.files import publishing
 
 OUT = Path("data/benchmarks")

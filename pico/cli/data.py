@@ -25,7 +25,7 @@ def data_show(
 ) -> None:
     """Print what the batch of a step held: its rows, their documents, and the text."""
     root = project_root()
-    from pico.data.tokens.lookup import show_step
+    from pico.data.lookup import show_step
     from pico.files import canonical_json
 
     rows = show_step(root / TOKENS, _course(root, run), step)
@@ -51,7 +51,7 @@ def data_find(
     from rich.console import Console
     from rich.progress import Progress
 
-    from pico.data.tokens.lookup import find_text
+    from pico.data.lookup import find_text
     from pico.files import canonical_json
 
     course = _course(root, run)
@@ -73,7 +73,7 @@ def data_find(
 def _course(root: Path, run: str | None) -> Any:
     """The batches of a run: a model of the suite, a folder, or what params.yaml says."""
     from pico.config import load_params
-    from pico.data.tokens.lookup import Course, course_of_run
+    from pico.data.lookup import Course, course_of_run
 
     params = load_params(root / "params.yaml")
     if run is None:

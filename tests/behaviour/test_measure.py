@@ -18,8 +18,7 @@ from pico.behaviour.measure import Compared, measure_behaviour
 from pico.behaviour.ngrams import NGrams
 from pico.behaviour.settings import DEFAULT, NAMES, BehaviourSettings
 from pico.checkpoint import Checkpoint, write_checkpoint
-from pico.data.tokens.heldout import write_heldout
-from pico.data.tokens.packing import rows_array
+from pico.data.preparation.shards import rows_array, write_heldout
 from pico.errors import PicoError
 from pico.files import write_json
 from pico.model import Decoder, load_decoder

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
+from pico.data.preparation.tokenizer import from_tiktoken, train_bpe
 from pico.data.tokens.encoding import Encoder
-from pico.data.tokens.tokenizer import QWEN2_PATTERN, from_tiktoken, train_bpe
+from pico.data.tokens.tokenizer import QWEN2_PATTERN
 
 SAMPLE = [
     "the thing's in it, isn't it? I'LL say: 12x4 = 48;\r\n\tdef in_it(self):\n        return 'é' # ü ",

@@ -17,11 +17,12 @@ from ruamel.yaml import YAML
 
 from pico.config import Tokenizer
 from pico.data.preparation.pipeline import prepare
+from pico.data.preparation.tokenizer import pretrained, save_tokenizer
 from pico.data.sources import fetch as sources
 from pico.data.sources import wheels
 from pico.data.tokens.encoding import Encoder
 from pico.data.tokens.loader import TokenRows
-from pico.data.tokens.tokenizer import EOS, TokenBytes, pretrained, save_tokenizer, spelled
+from pico.data.tokens.tokenizer import EOS, TokenBytes, spelled
 
 ROOT = Path(__file__).parents[2]
 NASTY = [

@@ -7,7 +7,7 @@ import pytest
 from made_documents import packing
 from rows_of_ids import ROW, all_rows, fetched, prepared, table
 
-from pico.data.tokens.packing import write_rows
+from pico.data.preparation.shards import write_rows
 from pico.errors import PicoError
 
 
