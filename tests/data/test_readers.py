@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.data.sources import reading
-from pico.data.sources.readers import documents
+from pico.data.sources.readers import documents, find_reader
 from pico.data.sources.reading import File, unpacked_limit
 from pico.errors import PicoError
 
@@ -26,7 +26,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def read(data: bytes, name: str, reader: str = "auto", **options) -> list[str]:
-    return list(documents(io.BytesIO(data), File(name, **options), reader))
+    return list(documents(io.BytesIO(data), File(name, **options), find_reader(reader, name)))
 
 
 def as_jsonl(texts: list[str], field: str = "text") -> bytes:

@@ -67,7 +67,8 @@ def test_saved_and_loaded_it_encodes_alike_and_still_takes_eos_for_text(tmp_path
 
 def test_training_does_not_depend_on_order_threads_or_process():
     program = (
-        "import hashlib, sys; from made_documents import made_up; from pico.data.preparation.tokenizer import train_bpe;"
+        "import hashlib, sys; from made_documents import made_up\n"
+        "from pico.data.preparation.tokenizer import train_bpe\n"
         "texts = made_up(300, 7); texts = texts if sys.argv[1] == 'forward' else texts[::-1];"
         "print(hashlib.sha256(train_bpe(texts, 600).to_str().encode()).hexdigest())"
     )

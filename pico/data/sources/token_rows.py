@@ -37,7 +37,7 @@ Part = tuple[str, int, pa.Array]
 
 
 def parts_of(stream: IO[bytes], file: File) -> Iterator[Part]:
-    """The rows of one Parquet file, which may be compressed as a whole."""
+    """Yields the rows of one Parquet file, which may be compressed as a whole."""
     with torn_files_named(file), seekable(decompressed(stream, file)) as plain:
         table = pq.ParquetFile(plain)
         names = table.schema_arrow.names
@@ -59,7 +59,7 @@ def parts_of(stream: IO[bytes], file: File) -> Iterator[Part]:
 
 
 def parts_of_stream(columns: Iterable[pa.ChunkedArray], name: str) -> Iterator[Part]:
-    """The same of a streamed dataset, whose rows are counted over its split."""
+    """Yields the rows of a streamed dataset, counted over its split."""
     first = 0
     for column in columns:
         for chunk in column.chunks:
@@ -68,8 +68,11 @@ def parts_of_stream(columns: Iterable[pa.ChunkedArray], name: str) -> Iterator[P
 
 
 def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
-    """The ids of some rows: int32, (rows, row_len). Raises PicoError naming file and row where a column is not of whole
-    numbers, a row is not as long as the first (`row_len`, None for the first rows), or an id cannot be one."""
+    """Returns the ids of some rows: int32, (rows, row_len).
+
+    Raises PicoError naming file and row where a column is not of whole numbers, a row is not as long as the first
+    (`row_len`, None for the first rows), or an id cannot be one.
+    """
     name, first, lists = part
     kind = lists.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -100,12 +103,12 @@ def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
 
 
 def hash_of(row: np.ndarray) -> str:
-    """The id of a row: sha256 of its ids as little-endian int32, in hex."""
+    """Returns the id of a row: sha256 of its ids as little-endian int32, in hex."""
     return hashlib.sha256(row.astype("<i4").tobytes()).hexdigest()
 
 
 def write(path: Path, parts: Iterable[Part], *, source: str, domain: str, column: str, max_bytes: int | None) -> dict:
-    """Writes all rows, or as many as come to `max_bytes` at ID_BYTES an id; gives the counts for sources.json."""
+    """Writes all rows, or as many as come to `max_bytes` at ID_BYTES an id. Returns the counts for sources.json."""
     row_len: int | None = None
     count, held = 0, 0
     waiting: list[pa.Table] = []
