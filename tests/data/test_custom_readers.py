@@ -56,9 +56,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_the_pages_example_reads_a_corpus(corpus: Path) -> None:
-    python, settings = (
-        re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL)[1] for kind in ("python", "yaml")
-    )
+    text = PAGE.read_text()
+    python, settings = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "yaml"))
     (corpus / "my_readers.py").write_text(python)
     files = YAML(typ="safe").load(settings)["corpus"]
     user_files = read_reader_files(files["files"], corpus)
@@ -127,10 +126,8 @@ def test_what_a_reader_raises_names_its_line_and_the_file_that_was_read(corpus: 
 
 
 def test_damage_of_the_file_that_is_read_is_not_blamed_on_the_reader(corpus: Path) -> None:
-    load(
-        corpus,
-        f'{HEADER}@reader("x", endings=(".letters",))\ndef mine(stream, file):\n    yield from lines(stream, file.name)\n',
-    )
+    body = "def mine(stream, file):\n    yield from lines(stream, file.name)\n"
+    load(corpus, f'{HEADER}@reader("x", endings=(".letters",))\n{body}')
     (corpus / "corpus" / "a.letters").rename(corpus / "corpus" / "a.letters.gz")
     with pytest.raises(PicoError, match=r"a\.letters\.gz cannot be read") as caught:
         fetched(corpus, glob="*.letters.gz")

