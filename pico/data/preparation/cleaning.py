@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -51,7 +51,9 @@ def clean(text: str, settings: Cleaning, domain: str) -> tuple[str, Counter[str]
         return text, found
     text = normalise(text, settings.unicode)
     for kind in settings.redact:
-        text = REDACTIONS[kind](text, found, settings.phone_region)
+        text, count = redact(text, kind, settings.phone_region)
+        if count:
+            found[kind] += count
     return text, found
 
 
@@ -68,40 +70,22 @@ def normalise(text: str, form: str) -> str:
     return text if unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text)  # type: ignore[arg-type]
 
 
-def _redact_email(text: str, found: Counter[str], region: str) -> str:
-    return _replace(EMAIL, "email", text, found) if "@" in text else text
+def redact(text: str, kind: str, region: str) -> tuple[str, int]:
+    """Returns the text with `<kind>` in place of what is of that kind, and how often it was found.
 
-
-def _redact_key(text: str, found: Counter[str], region: str) -> str:
-    return _replace(KEY, "key", text, found)
-
-
-def _redact_phone(text: str, found: Counter[str], region: str) -> str:
-    """Redacts numbers that are valid in the country that they name, or in `region` where they name none."""
+    Telephone numbers are those that are valid in the country that they name, or in `region` where they name none.
+    """
+    if kind != "phone":
+        return {"email": EMAIL, "key": KEY}[kind].subn(f"<{kind}>", text)
     if not PHONE.search(text):
-        return text
+        return text, 0
     import phonenumbers
 
     pieces, end = [], 0
     for match in phonenumbers.PhoneNumberMatcher(text, region, max_tries=sys.maxsize):
         pieces += [text[end : match.start], "<phone>"]
         end = match.end
-        found["phone"] += 1
-    return "".join([*pieces, text[end:]])
-
-
-REDACTIONS: dict[str, Callable[[str, Counter[str], str], str]] = {
-    "email": _redact_email,
-    "phone": _redact_phone,
-    "key": _redact_key,
-}
-
-
-def _replace(pattern: re.Pattern[str], kind: str, text: str, found: Counter[str]) -> str:
-    text, count = pattern.subn(f"<{kind}>", text)
-    if count:
-        found[kind] += count
-    return text
+    return "".join([*pieces, text[end:]]), len(pieces) // 2
 
 
 def quality(texts: Sequence[str], settings: Cleaning, domain: str) -> np.ndarray:

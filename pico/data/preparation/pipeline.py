@@ -52,22 +52,16 @@ def prepare(
     inputs |= {"documents": _contents(documents), "vocab_size": vocab_size}
     store = Store(working_folder("prepare", inputs | identity("pico.data.preparation.pipeline"), runs.resolve()))
     with store.locked():
-        provenance = _prepare(store, documents, tokenizer, cleaning, packing, vocab_size, step, progress)
+        provenance = _run(store, documents, tokenizer, cleaning, packing, vocab_size, step, progress)
         publish(store.folder / "out", target)
         shutil.rmtree(store.folder)
     return provenance
 
 
-def _prepare(
-    store: Store,
-    documents: Path,
-    tokenizer: Tokenizer,
-    cleaning: Cleaning,
-    packing: Packing,
-    vocab_size: int,
-    step: Step,
-    progress: Progress,
-) -> dict[str, Any]:
+def _run(
+    store: Store, documents: Path, tokenizer: Tokenizer, cleaning: Cleaning, packing: Packing, vocab_size: int,
+    step: Step, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     out = store.folder / "out"
     out.mkdir(exist_ok=True)
     blocks = find_blocks(documents)

@@ -83,18 +83,11 @@ def changed_documents(pieces: TokenBytes, ids: np.ndarray, lengths: np.ndarray, 
         last = max(first + 1, int(np.searchsorted(ends, begin + CHECKED, side="right")))
         sizes = pieces.sizes[ids[begin : ends[last - 1]]]
         given = np.add.reduceat(sizes, ends[first:last] - lengths[first:last] - begin)
-        expected = np.diff(offsets[first : last + 1])
         back = pieces.text(ids[begin : ends[last - 1]])
-        if (given != expected).any():
-            changed[first:last] = given != expected
-            stops = np.cumsum(given)
-            for index in np.flatnonzero(given == expected).tolist():
-                own = back[stops[index] - given[index] : stops[index]]
-                theirs = data[offsets[first + index] : offsets[first + index + 1]]
-                changed[first + index] = not np.array_equal(own, theirs)
-        elif not np.array_equal(back, data[offsets[first] : offsets[last]]):
-            wrong = np.flatnonzero(back != data[offsets[first] : offsets[last]])
-            changed[first + np.searchsorted(np.cumsum(expected), wrong, side="right")] = True
+        starts = np.cumsum(given) - given
+        for index in range(last - first):
+            theirs = data[offsets[first + index] : offsets[first + index + 1]]
+            changed[first + index] = not np.array_equal(back[starts[index] : starts[index] + given[index]], theirs)
         first = last
     return changed
 

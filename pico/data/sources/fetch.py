@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +13,8 @@ import pyarrow.parquet as pq
 
 from pico.config import PretrainedTokenizer, Source
 from pico.data.sources import hub, token_rows, wheels
-from pico.data.sources.readers import TOKENS, documents, find_reader, reader_for, reader_named
-from pico.data.sources.reading import File, unpacked_limit
+from pico.data.sources.readers import check_reader, documents, find_reader
+from pico.data.sources.reading import RESERVED, TOKENS, File, unpacked_limit
 from pico.errors import PicoError
 from pico.files import full_disk_named, sha256_file, write_atomic, write_json
 
@@ -35,8 +34,7 @@ def check_sources(sources: Sequence[Source]) -> None:
             )
     for source in sources:
         with _named(source):
-            if source.reader not in ("auto", TOKENS):
-                reader_named(source.reader)
+            check_reader(source.reader)
             for pattern in [source.glob, *source.exclude]:
                 wheels.glob_matcher(pattern)
     ready = [source.name for source in sources if source.reader == TOKENS]
@@ -67,21 +65,16 @@ def fetch_source(
     token ids already are written as `token_rows.py` says. Raises PicoError, naming the source, where there is
     nothing to read or it cannot be read; no file is left then.
     """
+    reader_files: set[str] = set()
     with _named(source):
-        opened = _open(source, folder, wheel, max_expansion)
+        pin, contents = _open(source, folder, wheel, max_expansion, progress, reader_files)
         path = target / f"{source.name}.parquet"
         try:
-            if source.reader == TOKENS:
-                counts = token_rows.write(
-                    path, opened.token_parts(progress), source=source.name, domain=source.domain,
-                    column=opened.column, max_bytes=source.max_bytes,
-                )  # fmt: skip
-            else:
-                counts = _write(path, source, opened.texts(progress))
+            counts = (token_rows.write if source.reader == TOKENS else _write)(path, source, contents)
             if not counts["documents"]:
                 raise PicoError(
                     f"it gave no document ({counts['empty']} empty ones were dropped)",
-                    where=opened.pin,
+                    where=pin,
                     mend="correct `glob`, `text_field` or `max_bytes`, or take the source out",
                 )
         except BaseException:
@@ -89,8 +82,8 @@ def fetch_source(
             raise
         progress(1.0)
     entry = {key: getattr(source, key) for key in ("name", "domain", "licence", "kind")}
-    files = {"reader_files": sorted(opened.reader_files)} if opened.reader_files else {}
-    return {**entry, "pin": opened.pin, **counts, **files}
+    files = {"reader_files": sorted(reader_files)} if reader_files else {}
+    return {**entry, "pin": pin, **counts, **files}
 
 
 def write_sources(target: Path, entries: Sequence[dict[str, Any]]) -> None:
@@ -107,69 +100,47 @@ def fetch_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path) 
     return path
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A source that was found: the pin of its contents, and functions that read its texts, or its rows of ids."""
+def _open(
+    source: Source, folder: Path, wheel: Path | None, max_expansion: float, progress: Progress, reader_files: set[str]
+) -> tuple[str, Iterator[Any]]:
+    """Returns the pin of the source's contents, and an iterator over its texts, or over parts of its rows of ids.
 
-    pin: str
-    texts: Callable[[Progress], Iterator[str]]
-    token_parts: Callable[[Progress], Iterator[token_rows.Part]]
-    column: str
-    """The one that holds the ids."""
-    reader_files: set[str] = field(default_factory=set)
-    """The user's files whose readers were used so far, with their sha256."""
-
-
-def _open(source: Source, folder: Path, wheel: Path | None, max_expansion: float) -> _Opened:
+    The user's files whose readers were used, with their sha256, are added to `reader_files` on the way.
+    """
     if source.kind == "hub":
         dataset = source.hub
         assert dataset is not None
-        if source.reader not in ("auto", TOKENS):
+        if source.reader not in RESERVED:
             raise PicoError(f"reader {source.reader!r} does not fit kind `hub`", mend="leave `reader` out")
-        return _Opened(
-            hub.pin(dataset),
-            lambda progress: hub.texts(source, dataset),
-            lambda progress: token_rows.parts_of_stream(hub.tables(source, dataset), dataset.split),
-            (dataset.columns or [source.text_field])[0],
-        )
+        if source.reader == TOKENS:
+            return hub.pin(dataset), token_rows.parts_of_stream(hub.tables(source, dataset), dataset.split)
+        return hub.pin(dataset), hub.texts(source, dataset)
     if source.kind == "wheel":
         assert source.wheel is not None
         assert wheel is not None
-        path, pin = wheel, wheels.pin(source.wheel)
-
-        def streams(progress: Progress) -> Iterator[tuple[IO[bytes], File]]:
-            return _members(source, path, pin, max_expansion, progress)
+        pin = wheels.pin(source.wheel)
+        streams = _members(source, wheel, pin, max_expansion, progress)
     else:
         names = _find_files(source, folder)
-        pin = _files_pin(source, folder, names)
-
-        def streams(progress: Progress) -> Iterator[tuple[IO[bytes], File]]:
-            return _files(source, folder, names, max_expansion, progress)
-
-    reader_files: set[str] = set()
-
-    def texts(progress: Progress) -> Iterator[str]:
-        for stream, file in streams(progress):
-            chosen = find_reader(source.reader, file.name)
-            if chosen.origin:
-                reader_files.add(chosen.origin)
-            yield from documents(stream, file, chosen)
-
-    return _Opened(
-        pin,
-        texts,
-        lambda progress: (part for stream, file in streams(progress) for part in _token_parts(stream, file)),
-        source.text_field,
-        reader_files,
-    )
+        pin, streams = _files_pin(source, folder, names), _files(source, folder, names, max_expansion, progress)
+    return pin, (_token_parts(streams) if source.reader == TOKENS else _texts(streams, source.reader, reader_files))
 
 
-def _token_parts(stream: IO[bytes], file: File) -> Iterator[token_rows.Part]:
-    if reader_for(file.name) != "parquet":
-        raise PicoError(
-            f"{file.name}: reader `tokens` reads Parquet files", mend="narrow `glob`, or write it as Parquet"
-        )
-    return token_rows.parts_of(stream, file)
+def _texts(streams: Iterator[tuple[IO[bytes], File]], reader: str, reader_files: set[str]) -> Iterator[str]:
+    for stream, file in streams:
+        chosen = find_reader(reader, file.name)
+        if chosen.origin:
+            reader_files.add(chosen.origin)
+        yield from documents(stream, file, chosen)
+
+
+def _token_parts(streams: Iterator[tuple[IO[bytes], File]]) -> Iterator[token_rows.Part]:
+    for stream, file in streams:
+        if find_reader("auto", file.name).name != "parquet":
+            raise PicoError(
+                f"{file.name}: reader `tokens` reads Parquet files", mend="narrow `glob`, or write it as Parquet"
+            )
+        yield from token_rows.parts_of(stream, file)
 
 
 def _members(

@@ -17,6 +17,8 @@ from pico.data.sources.reading import (
     DAMAGED,
     MAX_TEXT,
     READERS,
+    RESERVED,
+    TOKENS,
     File,
     Reader,
     decompressed,
@@ -34,8 +36,6 @@ ROWS = 1024
 """Parquet rows held in memory at a time, where they are small."""
 BATCH_BYTES = 2**26
 """The most that the rows held at a time may come to: a dictionary may give every row the longest text of its chunk."""
-TOKENS = "tokens"
-"""The reader of rows that are token ids already: pico/data/sources/token_rows.py."""
 
 
 def documents(stream: IO[bytes], file: File, chosen: Reader | None = None) -> Iterator[str]:
@@ -49,24 +49,16 @@ def documents(stream: IO[bytes], file: File, chosen: Reader | None = None) -> It
 
 
 def find_reader(name: str, path: str) -> Reader:
-    """Returns the reader of that name; for `auto` the one for the ending of `path`. Raises PicoError where none is."""
-    return READERS[reader_for(path)] if name == "auto" else reader_named(name)
+    """Returns the reader of that name; for `auto` the one for the ending of `path`, the compression's left aside.
 
-
-def reader_named(name: str) -> Reader:
-    """Returns the reader of that name. Raises PicoError listing the names."""
-    if name not in READERS:
-        known = ", ".join(["auto", *sorted([*READERS, TOKENS])])
-        mend = f"use one of: {known}; your own readers' files are named in corpus.files"
-        raise PicoError(f"no reader is called {name!r}", mend=mend)
-    return READERS[name]
-
-
-def reader_for(path: str) -> str:
-    """Returns the name of the reader for a file's ending, the compression's left aside."""
+    Raises PicoError listing the names or the endings where there is none.
+    """
+    if name != "auto":
+        check_reader(name)
+        return READERS[name]
     parts = PurePosixPath(path.lower())
     ending = PurePosixPath(parts.stem).suffix if parts.suffix in COMPRESSIONS else parts.suffix
-    by_ending = {ending: one.name for one in READERS.values() for ending in one.endings}
+    by_ending = {ending: one for one in READERS.values() for ending in one.endings}
     if ending not in by_ending:
         known = " ".join(sorted(by_ending))
         raise PicoError(
@@ -74,6 +66,14 @@ def reader_for(path: str) -> str:
             mend=f"narrow `glob` to readable files ({known}; each may be .gz, .zst or .xz), or name a `reader`",
         )
     return by_ending[ending]
+
+
+def check_reader(name: str) -> None:
+    """Raises PicoError listing the names where the settings of a source cannot name this reader."""
+    if name not in (*READERS, *RESERVED):
+        known = ", ".join(["auto", *sorted([*READERS, TOKENS])])
+        mend = f"use one of: {known}; your own readers' files are named in corpus.files"
+        raise PicoError(f"no reader is called {name!r}", mend=mend)
 
 
 def read_reader_files(paths: Sequence[str], root: Path = Path()) -> tuple[UserFile, ...]:

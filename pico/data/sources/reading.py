@@ -74,7 +74,9 @@ class Reader:
 
 READERS: dict[str, Reader] = {}
 """All readers by name; `reader` fills it."""
-RESERVED = ("auto", "tokens")
+TOKENS = "tokens"
+"""The value of `reader` for rows that are token ids already: pico/data/sources/token_rows.py."""
+RESERVED = ("auto", TOKENS)
 """Values of `reader` in the settings of a source that no function is called."""
 
 
