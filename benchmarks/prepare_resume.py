@@ -1,4 +1,4 @@
-"""What a kill costs, and that workers do not matter: `python benchmarks/prepare_resume.py [--gigabytes 0.5] [--json]`.
+"""Measures a kill, and that workers do not matter: `python benchmarks/prepare_resume.py [--gigabytes 0.5] [--json]`.
 
 Documents of that size (benchmarks/made_corpus.py, by the real `fetch`) are prepared three times, each time by a process
 of its own: on Ray with two workers, where the process and all below it get SIGKILL once half of the blocks are
@@ -22,7 +22,7 @@ import psutil
 from made_corpus import ROOT, domains_of, place, write_corpus
 from prepare_memory import SETTINGS, SMALL_SETTINGS, make_project, run_stage
 
-from pico.data.preparation.work import find_blocks
+from pico.data.preparation.blocks import find_blocks
 from pico.files import read_json, sha256_file
 
 PREPARE = """
@@ -37,7 +37,7 @@ if workers > 1:
 def step(function):
     def called(*arguments):
         result = function(*arguments)
-        if function.__name__ == "write_heldout_rows":  # the last one: afterwards the working folder goes
+        if function.__name__ == "write_uses":  # the last one: afterwards the working folder goes
             files = {str(p): p.stat().st_mtime_ns for p in arguments[0].folder.rglob("*") if p.is_file()}
             Path(str(target) + ".files.json").write_text(json.dumps(files))
         return result
@@ -46,7 +46,7 @@ p = load_params("params.yaml")
 prepare(Path("data/documents"), target / "tokens", tokenizer=p.tokenizer, cleaning=p.cleaning, packing=p.packing,
         vocab_size=p.model.vocab_size, runs=target / "runs", step=step)
 """
-KINDS = ("index", "cleaned", "clean", "judged", "bands", "tokens", "ids")
+KINDS = ("index", "cleaned", "clean", "quality", "bands", "tokens", "ids")
 """Folders of files by block."""
 
 
@@ -59,13 +59,13 @@ def start(folder: Path, workers: int, target: Path) -> subprocess.Popen:
 
 
 def files_of(work: Path) -> dict[str, int]:
-    """Files by block that are whole -> when they were written."""
+    """Returns the files by block that are whole -> when they were written."""
     paths = [path for kind in KINDS for path in (work / kind).glob("[0-9]*")]
     return {str(path): path.stat().st_mtime_ns for path in paths}
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to the process and everything below it."""
+    """Sends SIGKILL to the process and everything below it."""
     for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         try:
             one.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def finished(process: subprocess.Popen) -> None:
 
 
 def hashes(tokens: Path) -> dict[str, str]:
-    """Of every file below it."""
+    """Returns the sha256 of every file below it."""
     return {
         path.relative_to(tokens).as_posix(): sha256_file(path) for path in sorted(tokens.rglob("*")) if path.is_file()
     }

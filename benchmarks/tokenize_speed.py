@@ -1,4 +1,4 @@
-"""How fast documents become token shards beside a peer: `python benchmarks/tokenize_speed.py [--json]`.
+"""Measures how fast documents become token shards beside a peer: `python benchmarks/tokenize_speed.py [--json]`.
 
 The same documents (benchmarks/made_corpus.py: text of pinned wheels, first as it is, then in edited copies), in the
 same Parquet files, with the same tokenizer (OLMo's, from its wheel) and as many processes, or threads, on each side:
@@ -37,8 +37,9 @@ from made_corpus import ROOT, domains_of, place
 from ruamel.yaml import YAML
 
 from pico.config import Cleaning, Packing, PretrainedTokenizer, Tokenizer, Wheel
+from pico.data.preparation.tokenizer import save_tokenizer, train_bpe
 from pico.data.sources import wheels
-from pico.data.tokens.tokenizer import EOS, save_tokenizer, train_bpe
+from pico.data.tokens.tokenizer import EOS
 from pico.files import write_json
 
 SIDES = ("ours_all", "ours_same", "datasets", "encode_batch", "encode_batch_fast")
@@ -50,7 +51,7 @@ NOTHING = {"unicode": "none", "max_control_fraction": 1.0, "min_letter_fraction"
 
 
 def write_documents(folder: Path, megabytes: float, small: bool) -> dict[str, int]:
-    """`data/documents/` of the corpus, and the tokenizer's file below it; gives the counts."""
+    """Writes `data/documents/` of the corpus, and the tokenizer's file below it. Returns the counts."""
     domains = domains_of(own=small)
     counts = {"bytes": 0, "documents": 0}
     target = folder / "documents"
@@ -89,7 +90,7 @@ def write_documents(folder: Path, megabytes: float, small: bool) -> dict[str, in
 
 
 def load(folder: Path) -> Any:
-    """The tokenizer, as all sides use it."""
+    """Loads the tokenizer, as all sides use it."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "documents" / "tokenizer" / "tokenizer.json"))
@@ -98,12 +99,12 @@ def load(folder: Path) -> Any:
 
 
 def files(folder: Path) -> list[str]:
-    """The documents' files."""
+    """Returns the documents' files."""
     return sorted(str(path) for path in (folder / "documents").glob("*.parquet"))
 
 
 def ours(folder: Path, out: Path, seq_len: int, processes: int, **cleaning: Any) -> int:
-    """`prepare`, on Ray where there is more than one process; gives the tokens written."""
+    """Runs `prepare`, on Ray where there is more than one process. Returns the tokens written."""
     from pico.data.preparation.pipeline import prepare
 
     config = YAML(typ="safe").load(ROOT / "conf" / "config.yaml")
@@ -124,7 +125,7 @@ def ours(folder: Path, out: Path, seq_len: int, processes: int, **cleaning: Any)
 
 
 def datasets_map(folder: Path, out: Path, seq_len: int, processes: int) -> int:
-    """What is usually done with `datasets`; gives the tokens written."""
+    """Does as is usual with `datasets`. Returns the tokens written."""
     import datasets
 
     tokenizer, row = load(folder), seq_len + 1
@@ -150,7 +151,7 @@ def datasets_map(folder: Path, out: Path, seq_len: int, processes: int) -> int:
 
 
 def bare(folder: Path, fast: bool) -> tuple[int, float]:
-    """`encode_batch` alone; gives the tokens, and the seconds without the reading."""
+    """Runs `encode_batch` alone. Returns the tokens, and the seconds without the reading."""
     tokenizer = load(folder)
     texts = pq.read_table(files(folder), columns=["text"])["text"].to_pylist()
     encode: Callable[..., list] = tokenizer.encode_batch_fast if fast else tokenizer.encode_batch
@@ -165,7 +166,7 @@ def bare(folder: Path, fast: bool) -> tuple[int, float]:
 
 
 def run_side(options: argparse.Namespace) -> dict[str, Any]:
-    """One side, in this process, which was made for it."""
+    """Runs one side, in this process, which was made for it."""
     pa.set_cpu_count(options.processes)
     if options.side.startswith("encode_batch"):
         tokens, seconds = bare(options.folder, options.side.endswith("fast"))
@@ -187,7 +188,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All sides, in turn."""
+    """Runs all sides, in turn."""
     with place(None) as folder:
         corpus = write_documents(folder, options.megabytes, options.small)
         # Threads where a side has them; where it has processes, each works alone.

@@ -16,9 +16,7 @@ from pico.behaviour.measure import BehaviourTask, behaviour_identity, measure_ch
 from pico.behaviour.subject import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.config import Analysis, Behaviour
-from pico.errors import PicoError
 from pico.files import publish
-from pico.plugins import UserFile
 
 DATA = Path("data")
 TOKENS = DATA / "tokens"
@@ -89,24 +87,8 @@ def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
         "others": {name: folder if folder.is_dir() else Path(name) for name, folder in siblings.items()},
         "device": stage.device(),
         "data_types": settings.data_types,
-        "files": _watched(read_metric_files(settings.files)),
+        "files": read_metric_files(settings.files),
     }
-
-
-def _watched(files: tuple[UserFile, ...]) -> tuple[UserFile, ...]:
-    """Returns the files. Raises PicoError for one that DVC would not see change."""
-    from ruamel.yaml import YAML
-
-    deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["analyze"]["deps"]
-    for file in files:
-        path = Path(file.path)
-        if not any(str(folder) in deps for folder in (path, *path.parents)):
-            raise PicoError(
-                f"{file.path} is no dep of stage analyze, so that DVC would not notice when it changes",
-                where="params.yaml: analysis.files",
-                mend=f"add it in dvc.yaml to the deps of stage analyze:  - {file.path}",
-            )
-    return files
 
 
 @task
@@ -135,6 +117,7 @@ def analyze(stage: Stage) -> None:
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
+    stage.require_deps(params.analysis.files, "analysis.files")
     settings, choices = params.analysis, _choices(stage, source, params.analysis)
     about = None
     if params.behaviour.metrics:

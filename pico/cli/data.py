@@ -28,7 +28,7 @@ def data_show(
 ) -> None:
     """Print the batch of a step: its rows, their documents, and the text."""
     root = clone_root()
-    from pico.data.tokens.lookup import show_step
+    from pico.data.lookup import show_step
     from pico.files import canonical_json
 
     rows = show_step(root / TOKENS, _course(root, run), step)
@@ -51,7 +51,7 @@ def data_find(
 ) -> None:
     """Print at which steps a string was seen, and in which documents; the exit status is 1 where it was in none."""
     root = clone_root()
-    from pico.data.tokens.lookup import find_text
+    from pico.data.lookup import find_text
     from pico.files import canonical_json
     from pico.watch.progress import Bar
 
@@ -71,7 +71,7 @@ def data_find(
 def _course(root: Path, run: str | None) -> Any:
     """Returns the order of a run's batches: of a model of the suite, of a folder, or as params.yaml says."""
     from pico.config import load_params
-    from pico.data.tokens.lookup import Course, course_of_run
+    from pico.data.lookup import Course, course_of_run
 
     params = load_params(root / "params.yaml")
     if run is None:

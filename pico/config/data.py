@@ -88,6 +88,8 @@ class Corpus(Section):
     max_expansion: float = Field(default=200.0, ge=1)
     """Largest ratio of what a compressed or Parquet file unpacks to and its size, beyond 64 MiB: prose comes to 3, JSON
     to 10, logs to 50, a bomb to 1000 and more, which is refused."""
+    files: list[str] = Field(default_factory=list)
+    """Python files of your own that register readers, as paths from the project; see docs/custom-readers.md."""
 
     @field_validator("sources", mode="before")
     @classmethod

@@ -16,8 +16,7 @@ from pico.behaviour.measure import BehaviourTask, measure_behaviour, measure_che
 from pico.behaviour.predictions import NGrams
 from pico.behaviour.subject import BehaviourSettings, Compared, Langevin
 from pico.checkpoint import Checkpoint, write_checkpoint
-from pico.data.tokens.heldout import write_heldout
-from pico.data.tokens.packing import rows_array
+from pico.data.preparation.shards import rows_array, write_heldout
 from pico.errors import PicoError
 from pico.files import write_json
 from pico.model import Decoder, load_decoder

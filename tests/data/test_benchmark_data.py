@@ -12,7 +12,7 @@ import pytest
 from handmade_wheel import make_wheel, wheel_path
 
 from pico.config import BenchmarkTask
-from pico.data.sources.benchmarks import cloze_table, fetch_benchmarks, read_member
+from pico.data.benchmarks import cloze_table, fetch_benchmarks, read_member
 from pico.errors import PicoError
 
 FEATURES = datasets.Features(

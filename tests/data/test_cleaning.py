@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_documents import BPE, cleaning, made_up, packing, plain, write_documents
 
 from pico.data.gates.profiles import CONTROL
-from pico.data.preparation.cleaning import LETTER, character_kinds, clean, judge, normalised, profile
+from pico.data.preparation.cleaning import LETTER, character_kinds, clean, count_characters, normalise, quality
 from pico.data.preparation.pipeline import prepare
 from pico.data.tokens.documents import Use
 
@@ -20,14 +20,14 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 @given(TEXT, st.sampled_from(["NFC", "NFKC"]))
 def test_normal_forms_are_unicodes(text, form):
-    assert normalised(text, form) == unicodedata.normalize(form, text)
-    assert normalised(normalised(text, form), form) == normalised(text, form)
-    assert normalised(text, "none") == text
+    assert normalise(text, form) == unicodedata.normalize(form, text)
+    assert normalise(normalise(text, form), form) == normalise(text, form)
+    assert normalise(text, "none") == text
 
 
 def test_ftfy_repairs_what_was_decoded_wrongly_and_leaves_the_rest():
-    assert normalised("lâ€™été", "ftfy") == "l’été"
-    assert normalised("“quotes” ﬁ ＡＢ &amp; e\u0301", "ftfy") == "“quotes” ﬁ ＡＢ &amp; é"
+    assert normalise("lâ€™été", "ftfy") == "l’été"
+    assert normalise("“quotes” ﬁ ＡＢ &amp; e\u0301", "ftfy") == "“quotes” ﬁ ＡＢ &amp; é"
 
 
 @given(TEXT)
@@ -63,9 +63,9 @@ def test_each_reason_is_given_to_the_text_that_it_fits():
         "a --- === *** !!! ... ???": Use.LETTERS, "Der Hund schläft heute im großen Garten": Use.LANGUAGE,
         "The dog is sleeping in the garden today": Use.TRAIN,
     }  # fmt: skip
-    assert judge(list(texts), settings, "prose").tolist() == list(texts.values())
-    assert judge(["Der Hund schläft heute im großen Garten"], settings, "code").tolist() == [Use.TRAIN]
-    assert judge([], settings, "prose").tolist() == []
+    assert quality(list(texts), settings, "prose").tolist() == list(texts.values())
+    assert quality(["Der Hund schläft heute im großen Garten"], settings, "code").tolist() == [Use.TRAIN]
+    assert quality([], settings, "prose").tolist() == []
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5))
@@ -73,7 +73,7 @@ def test_characters_are_counted_as_unicode_and_the_gates_say(texts):
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    letters, control, visible, characters = profile(texts)
+    letters, control, visible, characters = count_characters(texts)
     assert control.tolist() == pc.count_substring_regex(pa.array(texts), CONTROL).to_pylist()
     assert characters.tolist() == [len(text) for text in texts]
     assert letters.tolist() == [sum(unicodedata.category(c)[0] in "LMN" for c in text) for text in texts]

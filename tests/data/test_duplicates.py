@@ -7,15 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_documents import BPE, cleaning, made_up, packing, write_documents
 
-from pico.data.preparation.near_duplicates import (
-    Clusters,
-    band_keys,
-    bands_and_rows,
-    buckets,
-    signatures,
-    similar_pairs,
-)
+from pico.data.preparation.near_duplicates import Clusters, bands_and_rows, buckets, similar_pairs, text_signatures
 from pico.data.preparation.pipeline import prepare
+from pico.data.tokens.hashing import band_keys
 
 
 def edited(text, times, seed):
@@ -34,7 +28,7 @@ def shingles(text):
 def test_the_estimate_is_the_jaccard_similarity():
     texts = [text for text in made_up(40, 1, words=300) if len(text.split()) > 60]
     for times in (0, 1, 3, 8):
-        found = signatures([*texts, *(edited(text, times, 2) for text in texts)], 256, 5)
+        found = text_signatures([*texts, *(edited(text, times, 2) for text in texts)], 256, 5)
         estimated = (found[: len(texts)] == found[len(texts) :]).mean(axis=1)
         own = [(shingles(text), shingles(edited(text, times, 2))) for text in texts]
         exact = np.array([len(a & b) / len(a | b) for a, b in own])
@@ -44,11 +38,11 @@ def test_the_estimate_is_the_jaccard_similarity():
 
 def test_a_signature_depends_on_its_text_alone():
     texts = ["", "one", "two words", *made_up(20, 1)]
-    together = signatures(texts, 64, 5)
-    assert np.array_equal(np.concatenate([signatures([text], 64, 5) for text in texts]), together)
-    assert np.array_equal(signatures([text.upper() for text in texts[:3]], 64, 5), together[:3])
+    together = text_signatures(texts, 64, 5)
+    assert np.array_equal(np.concatenate([text_signatures([text], 64, 5) for text in texts]), together)
+    assert np.array_equal(text_signatures([text.upper() for text in texts[:3]], 64, 5), together[:3])
     assert len(np.unique(together, axis=0)) == len(texts)
-    assert signatures([], 64, 5).shape == (0, 64)
+    assert text_signatures([], 64, 5).shape == (0, 64)
 
 
 @given(st.floats(0.5, 0.95))
@@ -91,9 +85,9 @@ def test_clusters_are_the_connected_components_named_by_their_first(rounds):
 def test_pairs_in_a_bucket_are_compared_with_the_first_of_their_kind(tmp_path):
     rows = np.zeros((6, 8), np.uint32)
     rows[[1, 3]] = 1  # 0, 2, 4, 5 are alike; 1 and 3 are; 9 is in another bucket
-    rows.tofile(tmp_path / "signatures")
+    rows.tofile(tmp_path / "text_signatures")
     documents, bucket = np.array([0, 1, 2, 3, 4, 5]), np.array([0, 0, 0, 0, 1, 1])
-    pairs = similar_pairs(documents, bucket, tmp_path / "signatures", 8, 0.9)
+    pairs = similar_pairs(documents, bucket, tmp_path / "text_signatures", 8, 0.9)
     assert sorted(map(tuple, pairs.tolist())) == [(0, 2), (1, 3), (4, 5)]
     assert len(band_keys(rows, 2, 4)) == 2
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
+from pico.data.preparation.tokenizer import from_tiktoken, train_bpe
 from pico.data.tokens.encoding import Encoder
-from pico.data.tokens.tokenizer import QWEN2_PATTERN, from_tiktoken, train_bpe
+from pico.data.tokens.tokenizer import QWEN2_PATTERN
 
 SAMPLE = [
     "the thing's in it, isn't it? I'LL say: 12x4 = 48;\r\n\tdef in_it(self):\n        return 'é' # ü ",
@@ -116,7 +117,7 @@ def test_long_texts_are_cut_across_what_is_scanned_at_a_time(monkeypatch):
 
 
 def test_english_has_few_distinct_pieces():
-    """What it is done for: a cut before every word."""
+    """Its purpose: a cut before every word."""
     encoder = Encoder(TRAINED, 9)
     assert encoder.cuts is not None
     assert all(encoder.cuts[256 * ord(left) + ord(right)] for left, right in ("e ", "e.", ". ", "e\n", "1a"))

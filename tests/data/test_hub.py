@@ -67,8 +67,8 @@ def test_only_the_columns_in_use_are_read(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(Parquet, "_generate_tables", recorded)
     assert texts(source(folder), tmp_path) == ["first", "second", "fourth"]
     assert asked
-    assert all(columns == ["text"] for columns in asked), "the reader of Parquet was not told"
-    # And what it is told it does: a column whose bytes are no Parquet page is not missed.
+    assert all(columns == ["text"] for columns in asked), "the reader of Parquet was not asked"
+    # And it does as it is asked: a column whose bytes are no Parquet page is not missed.
     path = next(folder.rglob("train-00000*"))
     score = pq.read_metadata(path).row_group(0).column(2)
     start = score.dictionary_page_offset or score.data_page_offset

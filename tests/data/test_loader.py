@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.data.tokens.heldout import write_heldout
+from pico.data.preparation.shards import shard_name, write_heldout, write_rows
 from pico.data.tokens.loader import TokenRows, batch_indices, heldout_rows
-from pico.data.tokens.packing import shard_name, write_rows
 from pico.errors import PicoError
 
 ROWS = np.random.default_rng(0).integers(0, 50, (23, 9), dtype=np.int32)

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 from made_documents import BPE, cleaning, made_up, packing, write_documents
 
+from pico.data.lookup import Course, course_of_run, find_text, show_step
 from pico.data.preparation.pipeline import prepare
 from pico.data.tokens.loader import TokenRows, batch_indices
-from pico.data.tokens.lookup import Course, course_of_run, find_text, show_step
 from pico.data.tokens.tokenizer import load_tokenizer
 from pico.errors import PicoError
 from pico.files import sha256_file, write_json

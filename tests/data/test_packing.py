@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pico.data.preparation.sampling import halves
-from pico.data.preparation.shuffling import copies, mixture, order_keys
-from pico.data.preparation.unigram import bits_per_byte, unigram_bits
-from pico.data.tokens.heldout import low_hashes, spread_evenly, target_bytes
-from pico.data.tokens.packing import segments, shard_name, write_rows
+from pico.data.preparation.blocks import halves
+from pico.data.preparation.packing import copies, mixture, order_keys, segments, spread_evenly
+from pico.data.preparation.provenance import bits_per_byte, unigram_bits
+from pico.data.preparation.shards import shard_name, write_rows
+from pico.data.tokens.hashing import low_hashes
+from pico.data.tokens.tokenizer import target_bytes
 from pico.errors import PicoError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)

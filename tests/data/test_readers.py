@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pico.data.sources import reading
-from pico.data.sources.readers import documents
+from pico.data.sources.readers import documents, find_reader
 from pico.data.sources.reading import File, unpacked_limit
 from pico.errors import PicoError
 
@@ -26,7 +26,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def read(data: bytes, name: str, reader: str = "auto", **options) -> list[str]:
-    return list(documents(io.BytesIO(data), File(name, **options), reader))
+    return list(documents(io.BytesIO(data), File(name, **options), find_reader(reader, name)))
 
 
 def as_jsonl(texts: list[str], field: str = "text") -> bytes:
@@ -209,7 +209,7 @@ def test_what_is_small_may_unpack_to_any_ratio_and_large_files_to_the_ratio_that
 def test_a_text_longer_than_any_document_is_refused_by_name_without_reading_on(name, data, named, monkeypatch) -> None:
     """With a limit of a thousand bytes for the real one of 128 MiB."""
     for module in ("reading", "readers"):
-        monkeypatch.setattr(f"pico.data.{module}.MAX_TEXT", 1000)
+        monkeypatch.setattr(f"pico.data.sources.{module}.MAX_TEXT", 1000)
     with pytest.raises(
         PicoError, match=named + ".*(is longer than 1000 bytes|field larger than field limit)"
     ) as raised:

@@ -17,11 +17,12 @@ from ruamel.yaml import YAML
 
 from pico.config import Tokenizer
 from pico.data.preparation.pipeline import prepare
+from pico.data.preparation.tokenizer import pretrained, save_tokenizer
 from pico.data.sources import fetch as sources
 from pico.data.sources import wheels
 from pico.data.tokens.encoding import Encoder
 from pico.data.tokens.loader import TokenRows
-from pico.data.tokens.tokenizer import EOS, TokenBytes, pretrained, save_tokenizer, spelled
+from pico.data.tokens.tokenizer import EOS, TokenBytes, spelled
 
 ROOT = Path(__file__).parents[2]
 NASTY = [
@@ -43,7 +44,7 @@ def shipped(name: str) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """By name, a folder as stage `fetch` leaves it: the file of the tokenizer alone."""
+    """Returns, by name, a folder as stage `fetch` leaves it: the file of the tokenizer alone."""
     made = {}
     for name in ("olmo", "qwen2"):
         own = shipped(name).pretrained
@@ -134,14 +135,18 @@ def test_preparation_keeps_every_text_with_either(folders, tmp_path, name, model
     documents = write_documents(tmp_path / "documents", {"own": ("mine", texts)})
     (folders[name] / "tokenizer").rename(documents / "tokenizer")
     try:
-        account = prepare(documents, tmp_path / "tokens", tokenizer=shipped(name), cleaning=plain(),
+        provenance = prepare(documents, tmp_path / "tokens", tokenizer=shipped(name), cleaning=plain(),
                           packing=packing(seq_len=64), vocab_size=model_vocab, runs=tmp_path / "runs")  # fmt: skip
     finally:
         (documents / "tokenizer").rename(folders[name] / "tokenizer")
-    assert account["total"]["documents"] == len(texts)
-    assert account["total"]["changed_by_tokenizer"] == 0
+    assert provenance["total"]["documents"] == len(texts)
+    assert provenance["total"]["changed_by_tokenizer"] == 0
     tokenizer = pretrained(folders[name] / "tokenizer", shipped(name).vocab_size, EOS)
-    eos, pieces, rows = account["tokenizer"]["eos_id"], TokenBytes(tokenizer), TokenRows(tmp_path / "tokens" / "train")
+    eos, pieces, rows = (
+        provenance["tokenizer"]["eos_id"],
+        TokenBytes(tokenizer),
+        TokenRows(tmp_path / "tokens" / "train"),
+    )
     found: dict[str, dict[int, np.ndarray]] = {}
     for path in sorted((tmp_path / "tokens" / "train-provenance").glob("*.parquet")):
         for entry in pq.read_table(path).to_pylist():

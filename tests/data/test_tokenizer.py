@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from made_documents import made_up
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from pico.data.preparation.tokenizer import from_tiktoken, pretrained, save_tokenizer, train_bpe
 from pico.data.tokens.encoding import Encoder
-from pico.data.tokens.tokenizer import (
-    EOS,
-    from_tiktoken,
-    load_tokenizer,
-    pretrained,
-    save_tokenizer,
-    token_bytes,
-    tokenizer_meta,
-    train_bpe,
-)
+from pico.data.tokens.tokenizer import EOS, load_tokenizer, token_bytes, tokenizer_meta
 from pico.errors import PicoError
 
 TRAINED = train_bpe(made_up(80, 5), 400)
@@ -75,7 +67,8 @@ def test_saved_and_loaded_it_encodes_alike_and_still_takes_eos_for_text(tmp_path
 
 def test_training_does_not_depend_on_order_threads_or_process():
     program = (
-        "import hashlib, sys; from made_documents import made_up; from pico.data.tokens.tokenizer import train_bpe;"
+        "import hashlib, sys; from made_documents import made_up\n"
+        "from pico.data.preparation.tokenizer import train_bpe\n"
         "texts = made_up(300, 7); texts = texts if sys.argv[1] == 'forward' else texts[::-1];"
         "print(hashlib.sha256(train_bpe(texts, 600).to_str().encode()).hexdigest())"
     )

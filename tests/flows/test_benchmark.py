@@ -15,7 +15,7 @@ from flows.benchmark import benchmark
 from flows.stage import Stage
 from pico.checkpoint import step_name, write_checkpoint
 from pico.config import load_params
-from pico.data.tokens.tokenizer import save_tokenizer, train_bpe
+from pico.data.preparation.tokenizer import save_tokenizer, train_bpe
 from pico.errors import PicoError
 from pico.evaluation.parts import evaluate_part
 from pico.files import read_json

@@ -16,7 +16,7 @@ from pico.data.gates.near_duplicates import Reference, signatures
 from pico.data.gates.ngrams import SHORTEST, Index, Words, words_of
 from pico.data.gates.profiles import character_counts, document_frame, length_histogram
 from pico.data.gates.rules import Gate, Worst, worst
-from pico.data.tokens.heldout import is_low
+from pico.data.tokens.hashing import is_low
 
 SAMPLED, SAMPLED_CHARACTERS = 200, 4000
 """Documents a domain whose beginnings are kept: for fertility, and for reading."""

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 
 from pico.data.gates.fates import UNUSED
 from pico.data.gates.rules import Gate, Worst, worst, worst_of
-from pico.data.tokens.heldout import target_bytes
-from pico.data.tokens.tokenizer import load_tokenizer, token_bytes, tokenizer_meta
+from pico.data.tokens.tokenizer import load_tokenizer, target_bytes, token_bytes, tokenizer_meta
 from pico.errors import PicoError
 
 CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}\x{fffd}]"

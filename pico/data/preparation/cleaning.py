@@ -9,7 +9,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from pico.config import Cleaning
 from pico.data.tokens.documents import Use
 
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
-"""The addresses in use: RFC 5321 without quoted names and address literals."""
+"""Addresses as they are in use: RFC 5321 without quoted names and address literals."""
 
 KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]{1,20000}?-----END [A-Z ]*PRIVATE KEY-----"
@@ -35,7 +35,7 @@ KEY = re.compile(
 """Keys that say by their form what they are, in the forms that their issuers document."""
 
 PHONE = re.compile(r"[+(]?\d[\d\s().\-/]{5,20}\d")
-"""Where it is worth asking the phonenumbers library."""
+"""Text that may hold a number, so that the phonenumbers library is asked."""
 
 PROFILED = 2**18
 """Characters whose kinds are counted at a time; they take twenty bytes each."""
@@ -45,18 +45,20 @@ LETTER, CONTROL, SPACE = 1, 2, 4
 
 
 def clean(text: str, settings: Cleaning, domain: str) -> tuple[str, Counter[str]]:
-    """The text in its normal form, without what is to be redacted; and how often each kind of that was found."""
+    """Returns the text in its normal form and redacted, and how often each kind of redaction was made."""
     found: Counter[str] = Counter()
     if domain in settings.verbatim_domains:
         return text, found
-    text = normalised(text, settings.unicode)
+    text = normalise(text, settings.unicode)
     for kind in settings.redact:
-        text = REDACTIONS[kind](text, found, settings.phone_region)
+        text, count = redact(text, kind, settings.phone_region)
+        if count:
+            found[kind] += count
     return text, found
 
 
-def normalised(text: str, form: str) -> str:
-    """In Unicode normal form NFC or NFKC; or repaired by ftfy (text decoded with the wrong table), then NFC."""
+def normalise(text: str, form: str) -> str:
+    """Returns the text in Unicode normal form NFC or NFKC; or repaired by ftfy (a wrong decoding), then in NFC."""
     if form == "none" or text.isascii():
         return text
     if form == "ftfy":
@@ -68,50 +70,32 @@ def normalised(text: str, form: str) -> str:
     return text if unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text)  # type: ignore[arg-type]
 
 
-def _redact_email(text: str, found: Counter[str], region: str) -> str:
-    return _replace(EMAIL, "email", text, found) if "@" in text else text
+def redact(text: str, kind: str, region: str) -> tuple[str, int]:
+    """Returns the text with `<kind>` in place of what is of that kind, and how often it was found.
 
-
-def _redact_key(text: str, found: Counter[str], region: str) -> str:
-    return _replace(KEY, "key", text, found)
-
-
-def _redact_phone(text: str, found: Counter[str], region: str) -> str:
-    """Numbers that are valid where they say they are, or in `region` where they do not say."""
+    Telephone numbers are those that are valid in the country that they name, or in `region` where they name none.
+    """
+    if kind != "phone":
+        return {"email": EMAIL, "key": KEY}[kind].subn(f"<{kind}>", text)
     if not PHONE.search(text):
-        return text
+        return text, 0
     import phonenumbers
 
     pieces, end = [], 0
     for match in phonenumbers.PhoneNumberMatcher(text, region, max_tries=sys.maxsize):
         pieces += [text[end : match.start], "<phone>"]
         end = match.end
-        found["phone"] += 1
-    return "".join([*pieces, text[end:]])
+    return "".join([*pieces, text[end:]]), len(pieces) // 2
 
 
-REDACTIONS: dict[str, Callable[[str, Counter[str], str], str]] = {
-    "email": _redact_email,
-    "phone": _redact_phone,
-    "key": _redact_key,
-}
-
-
-def _replace(pattern: re.Pattern[str], kind: str, text: str, found: Counter[str]) -> str:
-    text, count = pattern.subn(f"<{kind}>", text)
-    if count:
-        found[kind] += count
-    return text
-
-
-def judge(texts: Sequence[str], settings: Cleaning, domain: str) -> np.ndarray:
-    """The use of each text by its own length, characters and language: TRAIN, or why it is dropped; uint8."""
+def quality(texts: Sequence[str], settings: Cleaning, domain: str) -> np.ndarray:
+    """Returns the use of each text by its own length, characters and language: TRAIN, or a reason to drop it; uint8."""
     uses = np.full(len(texts), Use.TRAIN, np.uint8)
     if not len(texts):
         return uses
     sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
-    letters, control, visible, characters = profile(texts)
-    # In rising order of what is said: a text that is too short is only that.
+    letters, control, visible, characters = count_characters(texts)
+    # The last reason that applies is given: a text that is too short is only that.
     if settings.languages is not None and domain not in settings.verbatim_domains:
         from py3langid import classify  # langid.py's model of 97 languages, which lies in the wheel
 
@@ -125,8 +109,8 @@ def judge(texts: Sequence[str], settings: Cleaning, domain: str) -> np.ndarray:
     return uses
 
 
-def profile(texts: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Counts of each text's characters, int64 (n,): letters, marks and digits; control; visible; all."""
+def count_characters(texts: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Counts each text's characters: int64 (n,): letters, marks and digits; control; visible; all."""
     kinds = character_kinds()
     counts = np.zeros((4, len(texts)), np.int64)
     for number, text in enumerate(texts):
@@ -139,7 +123,7 @@ def profile(texts: Sequence[str]) -> tuple[np.ndarray, ...]:
 
 @lru_cache(maxsize=1)
 def character_kinds() -> np.ndarray:
-    """The kind of every code point: uint8, (0x110000,). Control as in the gates: not tab and line ends; U+FFFD too."""
+    """Returns the kind of every code point: uint8, (0x110000,). Tab and line ends are no control; U+FFFD is."""
     kinds = np.zeros(sys.maxunicode + 1, np.uint8)
     # Beyond the first range lie no letters; and of marks only the variation selectors of the second.
     for code in itertools.chain(range(0x323B0), range(0xE0100, 0xE01F0)):

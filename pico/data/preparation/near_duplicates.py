@@ -1,7 +1,6 @@
 """Near-duplicates: MinHash signatures of word shingles, candidates by locality-sensitive hashing, clusters by union.
 
-A. Z. Broder, On the resemblance and containment of documents (1997). Signatures are rensa's. What is known of all
-documents lies on disk, so memory doesn't grow with the corpus.
+Signatures and clusters lie on disk, so that memory doesn't grow with the corpus.
 """
 
 import os
@@ -14,8 +13,10 @@ import rensa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pico.data.tokens.hashing import MULTIPLIER, minhash, splitmix64
+
 SEED = 1
-"""Of the permutations; the same for every corpus, so that a cluster does not depend on a setting."""
+"""The seed of the permutations: the same for every corpus, so that a cluster does not depend on a setting."""
 RECALL = 0.95
 """Least probability that two documents just similar enough become candidates."""
 SHINGLED = 2**20
@@ -24,12 +25,11 @@ PAIRS = 4096
 """Candidate pairs whose signatures are read at a time."""
 ROUNDS = 8
 """Documents of one bucket that may each found a group of their own, before the rest are let go."""
-MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @lru_cache(maxsize=8)
 def bands_and_rows(permutations: int, similarity: float) -> tuple[int, int]:
-    """Bands and rows of the banding: the most selective one that finds a pair of `similarity` with RECALL."""
+    """Returns bands and rows of the banding: the most selective one that finds a pair of `similarity` with RECALL."""
     for rows in range(permutations, 0, -1):
         bands = permutations // rows
         if 1 - (1 - similarity**rows) ** bands >= RECALL:
@@ -37,8 +37,8 @@ def bands_and_rows(permutations: int, similarity: float) -> tuple[int, int]:
     return permutations, 1
 
 
-def signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> np.ndarray:
-    """MinHash signatures of the sets of `shingle_words` words in a row, in lower case: uint32 (n, permutations).
+def text_signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> np.ndarray:
+    """Returns MinHash signatures of the runs of `shingle_words` words, in lower case: uint32 (n, permutations).
 
     A text of fewer words is one shingle.
     """
@@ -53,45 +53,24 @@ def signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> n
 
 
 def _signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> np.ndarray:
-    """Of some texts, at least one."""
     words = rensa.RMinHash.hash_token_sets([text.lower().split() or [text] for text in texts])
     counts = np.fromiter(map(len, words), np.int64, len(words))
     flat = np.concatenate([np.array(own, np.uint64) for own in words])
     ends = np.cumsum(counts)
     # The hash of a shingle combines those of its words in order; what would reach into the next text is left out.
-    shingles = mixed(flat)
+    shingles = splitmix64(flat)
     for step in range(1, shingle_words):
         following = np.zeros_like(flat)
         following[: max(0, len(flat) - step)] = flat[step:]
         own = np.arange(len(flat)) + step < np.repeat(ends, counts)
-        shingles = mixed(shingles * MIX + np.where(own, following, np.uint64(step)))
+        shingles = splitmix64(shingles * MULTIPLIER + np.where(own, following, np.uint64(step)))
     kept = np.arange(len(flat)) + shingle_words <= np.repeat(ends, counts)
     kept[ends - counts] = True  # a text too short for one
-    offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, ends - counts, dtype=np.int64))]).astype(np.uint64)
-    digests = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles[kept], offsets, permutations, SEED)
-    return np.array(digests.to_rows(), np.uint32).reshape(len(texts), permutations)
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that spreads every bit over all others (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def band_keys(found: np.ndarray, bands: int, rows: int) -> list[np.ndarray]:
-    """One uint64 a document and band: equal where all `rows` values of the band are."""
-    keys = []
-    for band in range(bands):
-        key = np.zeros(len(found), np.uint64)
-        for column in range(band * rows, (band + 1) * rows):
-            key = mixed(key * MIX + found[:, column])
-        keys.append(key)
-    return keys
+    return minhash(shingles[kept], np.add.reduceat(kept, ends - counts, dtype=np.int64), permutations, SEED)
 
 
 def buckets(batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The documents whose key others have too, with the number of their bucket: two int64 arrays a batch.
+    """Yields the documents whose key others have too, with the number of their bucket: two int64 arrays a batch.
 
     `batches` are (keys, documents), sorted by both. A bucket is never split: the last one waits for the next batch.
     """
@@ -105,7 +84,7 @@ def buckets(batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[
 
 
 def _shared(keys: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the documents whose key occurs more than once, and numbers for the keys."""
+    """Returns the documents whose key occurs more than once, and numbers for their keys."""
     if not len(keys):
         return documents, np.zeros(0, np.int64)
     starts = np.concatenate([[True], keys[1:] != keys[:-1]])
@@ -117,7 +96,7 @@ def _shared(keys: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.nda
 def similar_pairs(
     documents: np.ndarray, bucket: np.ndarray, signature_file: Path, permutations: int, similarity: float
 ) -> np.ndarray:
-    """Pairs (k, 2) of documents of one bucket whose signatures agree in at least the share `similarity` of values.
+    """Returns pairs (k, 2) of documents of one bucket whose signatures agree in at least the share `similarity`.
 
     Each document is compared with the first of its bucket; those unlike it then among themselves, and so on.
     Signatures lie in the file by document number.
@@ -140,7 +119,7 @@ def similar_pairs(
 
 
 def read_signatures(path: Path, documents: np.ndarray, permutations: int) -> np.ndarray:
-    """Those of some documents: uint32 (n, permutations). Read, not mapped: each page would bring fifteen others."""
+    """Reads the signatures of some documents: uint32 (n, permutations). A mapped page would bring fifteen others."""
     distinct, place = np.unique(documents, return_inverse=True)
     found = np.empty((len(distinct), permutations), np.uint32)
     width = permutations * found.itemsize
@@ -175,7 +154,7 @@ class Clusters:
         self._parents[names[moved]] = lowest[component][moved] + 1
 
     def first(self, documents: np.ndarray) -> np.ndarray:
-        """The first document of the cluster of each."""
+        """Returns the first document of the cluster of each."""
         found = np.array(documents, np.int64)
         while True:
             parents = self._parents[found]

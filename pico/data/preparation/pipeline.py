@@ -1,32 +1,31 @@
-"""From documents to tokens: cleaning, deduplication, tokenizer, held-out sets, packed shards, and the account of all.
+"""From documents to tokens: deduplication, cleaning, tokenizer, held-out sets, packed shards, and their provenance.
 
-`prepare` runs eight steps in a working folder, `runs/prepare/<fingerprint>/`. Each is a function of files and settings,
+`prepare` runs its steps in a working folder, `runs/prepare/<fingerprint>/`. Each is a function of files and settings,
 spread over blocks of documents or over shards; what is finished there is not done again after a kill. Memory is that of
 a block and a shard, whatever the size of the corpus.
 """
 
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pico.config import Cleaning, Packing, Tokenizer
-from pico.data.preparation.filtering import clean_blocks, hold_out
-from pico.data.preparation.provenance import account, provenance_of
-from pico.data.preparation.sampling import survey
-from pico.data.preparation.shards import write_documents, write_heldout_rows, write_shards
-from pico.data.preparation.shuffling import mixture, plan
-from pico.data.preparation.token_rows import are_rows, keep_rows, lay_rows, survey_rows
-from pico.data.preparation.tokenization import make_tokenizer, tokenize
-from pico.data.preparation.work import Progress, Work, find_blocks, locked
+from pico.data.preparation.blocks import Progress, Store, find_blocks
+from pico.data.preparation.filtering import clean_blocks, hold_out, sample_documents
+from pico.data.preparation.packing import mixture, pack
+from pico.data.preparation.provenance import domain_statistics, provenance_of, write_uses
+from pico.data.preparation.shards import write_heldout_rows, write_shards
+from pico.data.preparation.token_rows import are_token_rows, copy_rows, filter_rows, sample_rows
+from pico.data.preparation.tokenization import tokenize
+from pico.data.preparation.tokenizer import make_tokenizer
 from pico.data.tokens.tokenizer import load_tokenizer, token_bytes, tokenizer_meta
 from pico.files import publish, read_json, sha256_file, working_folder, write_json
+from pico.identity import identity
 
-LIBRARIES = ("duckdb", "numpy", "pyarrow", "rensa", "scipy", "tokenizers")
-"""Whose versions name the working folder: half of the work of one is not gone on with by another."""
-SHARES = {"survey": 0.05, "clean": 0.3, "tokenize": 0.5, "plan": 0.05, "write": 0.1}
-"""How much of the time each step takes, about."""
+Step = Callable[[Callable[..., Any]], Callable[..., Any]]
+SHARES = {"sample": 0.05, "clean": 0.3, "tokenize": 0.5, "pack": 0.05, "write": 0.1}
+"""The share of the time that each step takes, about."""
 
 
 def prepare(
@@ -38,100 +37,78 @@ def prepare(
     packing: Packing,
     vocab_size: int,
     runs: Path = Path("runs"),
-    step: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    step: Step = lambda function: function,
     progress: Progress = lambda fraction: None,
 ) -> dict[str, Any]:
-    """Makes `target` (`data/tokens/`) from `documents` (`data/documents/`), whole or not at all; gives the provenance.
+    """Makes `target` (`data/tokens/`) from `documents` (`data/documents/`), whole or not at all.
 
-    `vocab_size`: entries of the models' embedding, which must hold every id. `runs`: where the working folder is.
-    `step` wraps each of the steps (the flow makes them Prefect tasks). `progress` is told how much is done. Raises
-    PicoError where a source is missing, a domain has too little text, or the corpus fills no row.
+    `vocab_size`: entries of the models' embedding, which must hold every id. `runs`: the folder of working folders.
+    `step` wraps each of the steps (the flow makes them Prefect tasks). `progress` receives the fraction done. Returns
+    the provenance. Raises PicoError where a source is missing, a domain has too little text, or there is no whole row.
     """
     documents = documents.resolve()  # Ray's workers have folders of their own
     settings = {"tokenizer": tokenizer, "cleaning": cleaning, "packing": packing}
-    identity = {"documents": _contents(documents), "code": _code(), "vocab_size": vocab_size}
-    identity |= {name: section.model_dump(mode="json") for name, section in settings.items()}
-    work = Work(working_folder("prepare", identity, runs.resolve()))
-    told = _Told(progress)
-    with locked(work.folder):
-        provenance = _prepare(work, documents, tokenizer, cleaning, packing, vocab_size, step, told)
-        publish(work.folder / "out", target)
-        shutil.rmtree(work.folder)
+    inputs: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in settings.items()}
+    inputs |= {"documents": _contents(documents), "vocab_size": vocab_size}
+    store = Store(working_folder("prepare", inputs | identity("pico.data.preparation.pipeline"), runs.resolve()))
+    with store.locked():
+        provenance = _run(store, documents, tokenizer, cleaning, packing, vocab_size, step, progress)
+        publish(store.folder / "out", target)
+        shutil.rmtree(store.folder)
     return provenance
 
 
-def _prepare(
-    work: Work,
-    documents: Path,
-    tokenizer: Tokenizer,
-    cleaning: Cleaning,
-    packing: Packing,
-    vocab_size: int,
-    step: Callable[[Callable[..., Any]], Callable[..., Any]],
-    told: "_Told",
-) -> dict[str, Any]:
-    out = work.folder / "out"
+def _run(
+    store: Store, documents: Path, tokenizer: Tokenizer, cleaning: Cleaning, packing: Packing, vocab_size: int,
+    step: Step, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    out = store.folder / "out"
     out.mkdir(exist_ok=True)
     blocks = find_blocks(documents)
     folder, row_len = out / "tokenizer", packing.seq_len + 1
+    limit, fraction = packing.max_domain_bytes, packing.heldout_fraction
+
+    def part(name: str) -> Progress:
+        """Returns the progress of one step as that of all."""
+        before = sum(SHARES[earlier] for earlier in list(SHARES)[: list(SHARES).index(name)])
+        return lambda done: progress(before + SHARES[name] * done)
 
     def tokenizer_made(uses: Path | None = None) -> None:
         if not (folder / "meta.json").exists():
-            step(make_tokenizer)(
-                folder, documents, work, blocks, uses, tokenizer, packing.tokenizer_sample_bytes, vocab_size
-            )
+            sample = packing.tokenizer_sample_bytes
+            step(make_tokenizer)(folder, documents, store, blocks, uses, tokenizer, sample, vocab_size)
 
-    rows_alone = are_rows(documents, tokenizer, packing)
+    rows_alone = are_token_rows(documents, tokenizer, packing)
     if rows_alone:
         tokenizer_made()
-        entries, limit = tokenizer_meta(folder)["vocab_size"], packing.max_domain_bytes
-        chosen = step(survey_rows)(work, blocks, limit, row_len, folder, told.of("survey"))
-        decided = step(keep_rows)(work, blocks, chosen, told.of("clean"))
-        uses = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
-        step(lay_rows)(work, blocks, uses, row_len, entries, told.of("tokenize"))
+        entries = tokenizer_meta(folder)["vocab_size"]
+        sampled = step(sample_rows)(store, blocks, limit, row_len, folder, part("sample"))
+        filtered = step(filter_rows)(store, blocks, sampled, part("clean"))
+        uses = step(hold_out)(store, blocks, filtered, fraction)
+        step(copy_rows)(store, blocks, uses, row_len, entries, part("tokenize"))
     else:
-        chosen = step(survey)(work, blocks, packing.max_domain_bytes, told.of("survey"))
-        decided = step(clean_blocks)(work, blocks, chosen, cleaning, told.of("clean"))
-        uses = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
+        sampled = step(sample_documents)(store, blocks, limit, part("sample"))
+        filtered = step(clean_blocks)(store, blocks, sampled, cleaning, part("clean"))
+        uses = step(hold_out)(store, blocks, filtered, fraction)
         tokenizer_made(uses)
-        step(tokenize)(work, blocks, uses, folder, told.of("tokenize"))
+        step(tokenize)(store, blocks, uses, folder, part("tokenize"))
     sizes = token_bytes(load_tokenizer(folder))
-    books = account(work, blocks, uses)
-    repetitions = mixture({domain: entry["train_tokens"] for domain, entry in books.items()}, packing.mixture,
-                    packing.max_repetitions)  # fmt: skip
-    segments, counts = step(plan)(work, blocks, packing, repetitions, told.of("plan"))
-    unigram = step(write_shards)(work, out, blocks, segments, packing, counts["rows"], len(sizes), told.of("write"))
-    heldout = step(write_heldout_rows)(work, out, blocks, packing, sizes)
-    step(write_documents)(work, out, blocks, uses, repetitions)
+    statistics = domain_statistics(store, blocks, uses)
+    train_tokens = {domain: entry["train_tokens"] for domain, entry in statistics.items()}
+    repetitions = mixture(train_tokens, packing.mixture, packing.max_repetitions)
+    packed, counts = step(pack)(store, blocks, packing, repetitions, part("pack"))
+    unigram = step(write_shards)(store, out, blocks, packed, packing, counts["rows"], len(sizes), part("write"))
+    heldout = step(write_heldout_rows)(store, out, blocks, packing, sizes)
+    step(write_uses)(store, out, blocks, uses, repetitions)
     meta = tokenizer_meta(folder)
-    provenance = provenance_of(out, books, repetitions, counts, heldout, unigram, meta, row_len)
+    provenance = provenance_of(out, statistics, repetitions, counts, heldout, unigram, meta, row_len)
     provenance |= {"unit": "row" if rows_alone else "document", "shuffled": packing.shuffle}
     write_json(out / "provenance.json", provenance)
     return provenance
 
 
-class _Told:
-    """Turns the progress of the steps into that of all."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def of(self, name: str) -> Progress:
-        """What the step `name` is to tell."""
-        names = list(SHARES)
-        before = sum(SHARES[earlier] for earlier in names[: names.index(name)])
-        return lambda fraction: self._progress(before + SHARES[name] * fraction)
-
-
 def _contents(documents: Path) -> dict[str, str]:
-    """sha256 of all files of the documents."""
+    """Returns the sha256 of all files of the documents."""
     read_json(documents / "sources.json")  # names it where it is missing
     files = sorted(path for path in documents.rglob("*") if path.is_file())
     return {path.relative_to(documents).as_posix(): sha256_file(path) for path in files}
-
-
-def _code() -> dict[str, str]:
-    """sha256 of the code that prepares, and the versions of what it calls."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    found = {path.name: sha256_file(path) for path in files}
-    return found | {name: version(name) for name in LIBRARIES}

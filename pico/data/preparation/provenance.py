@@ -1,4 +1,4 @@
-"""What became of every document: counts by domain and reason, fertility, mixture, and the unigram baseline."""
+"""The provenance of the tokens: counts by domain and reason, the unigram baseline, and the use of every document."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,38 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.data.preparation.sampling import block_uses
-from pico.data.preparation.unigram import bits_per_byte, unigram_bits
-from pico.data.preparation.work import Block, Work
-from pico.data.tokens.documents import DROPPED, Use
+from pico.data.preparation.blocks import Block, Store, as_integers, block_uses, new_array, replacing, write_bytes
+from pico.data.preparation.packing import copies
+from pico.data.preparation.shards import WRITE, source_spans
+from pico.data.tokens.documents import DROPPED, LABELS, Use
 from pico.data.tokens.loader import heldout_rows
 from pico.files import read_json
 
 
-def account(work: Work, blocks: Sequence[Block], uses: Path) -> dict[str, dict[str, Any]]:
-    """The account of each domain, up to its tokens."""
+def domain_statistics(store: Store, blocks: Sequence[Block], uses: Path) -> dict[str, dict[str, Any]]:
+    """Returns the counts of each domain, up to its tokens."""
     return {
-        domain: _domain(work, [block for block in blocks if block.domain == domain], uses)
+        domain: _domain_statistics(store, [block for block in blocks if block.domain == domain], uses)
         for domain in sorted({block.domain for block in blocks})
     }
 
 
-def _domain(work: Work, own: Sequence[Block], uses: Path) -> dict[str, Any]:
+def _domain_statistics(store: Store, own: Sequence[Block], uses: Path) -> dict[str, Any]:
     by_use = np.zeros(len(Use), np.int64)
-    read_bytes = kept_bytes = tokens = heldout_tokens = normalised = changed = 0
+    read_bytes = used_bytes = tokens = heldout_tokens = cleaned = changed = 0
     redacted: Counter[str] = Counter()
     for block in own:
         by_use += np.bincount(block_uses(uses, block), minlength=len(Use))
-        read_bytes += int(pq.read_table(work.file("index", block.number))["n_bytes"].to_numpy().sum())
-        cleaned = read_json(work.file("cleaned", block.number, ".json"))
-        normalised, redacted = normalised + cleaned["changed"], redacted + Counter(cleaned["redacted"])
-        path = work.file("tokens", block.number)
+        read_bytes += int(pq.read_table(store.file("index", block.number))["n_bytes"].to_numpy().sum())
+        counts = read_json(store.file("cleaned", block.number, ".json"))
+        cleaned, redacted = cleaned + counts["changed"], redacted + Counter(counts["redacted"])
+        path = store.file("tokens", block.number)
         if path.exists():
             table = pq.read_table(path, columns=["n_bytes", "length", "heldout", "changed"])
             lengths = table["length"].to_numpy()
-            kept_bytes += int(table["n_bytes"].to_numpy().sum())
+            used_bytes += int(table["n_bytes"].to_numpy().sum())
             tokens += int(lengths.sum())
             heldout_tokens += int(lengths[table["heldout"].to_numpy()].sum())
             changed += int(table["changed"].to_numpy().sum())
@@ -49,12 +50,12 @@ def _domain(work: Work, own: Sequence[Block], uses: Path) -> dict[str, Any]:
         "duplicates_dropped": int(by_use[Use.DUPLICATE]),
         "sampled_out": int(by_use[Use.SAMPLED_OUT]),
         "dropped": {use.label: int(by_use[use]) for use in DROPPED},
-        "changed_by_cleaning": normalised,
+        "changed_by_cleaning": cleaned,
         "redacted": {kind: redacted[kind] for kind in ("email", "phone", "key")},
         "documents": train + heldout,
-        "bytes": kept_bytes,
+        "bytes": used_bytes,
         "tokens": tokens,
-        "bytes_per_token": ratio(kept_bytes, tokens),
+        "bytes_per_token": _ratio(used_bytes, tokens),
         "changed_by_tokenizer": changed,
         "train_documents": train,
         "train_tokens": tokens - heldout_tokens,
@@ -73,8 +74,11 @@ def provenance_of(
     meta: Mapping[str, Any],
     row_len: int,
 ) -> dict[str, Any]:
-    """The whole of provenance.json. `unigram`: how often each id occurs in the training rows; `counts`: see `plan`."""
-    books = {
+    """Returns the whole of provenance.json.
+
+    `domains`: see `domain_statistics`; `counts`: see `pack`; `unigram`: how often each id occurs in the training rows.
+    """
+    statistics = {
         domain: entry
         | {
             "repetitions": repetitions[domain],
@@ -86,11 +90,11 @@ def provenance_of(
         for domain, entry in domains.items()
     }
     total: dict[str, Any] = {
-        key: _sum([entry[key] for entry in books.values()])
-        for key in next(iter(books.values()))
+        key: _sum([entry[key] for entry in statistics.values()])
+        for key in next(iter(statistics.values()))
         if key not in ("sources", "bytes_per_token", "repetitions")
     }
-    total["bytes_per_token"] = ratio(total["bytes"], total["tokens"])
+    total["bytes_per_token"] = _ratio(total["bytes"], total["tokens"])
     total |= {
         "train_rows": counts["rows"],
         "seen_documents": counts["documents"],
@@ -102,19 +106,85 @@ def provenance_of(
     return {
         "tokenizer": dict(meta),
         "row_tokens": row_len,
-        "domains": books,
+        "domains": statistics,
         "total": total,
         "unigram": bits_per_byte(unigram_bits(unigram), heldout_rows(out)),
     }
 
 
-def ratio(a: int, b: int) -> float:
-    """0 where there is nothing to divide by."""
+def _ratio(a: int, b: int) -> float:
     return a / b if b else 0.0
 
 
 def _sum(values: Sequence[Any]) -> Any:
-    """Of numbers, or key by key of dicts of them."""
+    """Returns the sum of numbers, or key by key of dicts of them."""
     if isinstance(values[0], Mapping):
         return {key: _sum([value[key] for value in values]) for key in values[0]}
     return sum(values)
+
+
+def unigram_bits(counts: np.ndarray) -> np.ndarray:
+    """Returns the bits of each id, float64 (vocab_size,), from its count in the training rows, add one (Laplace).
+
+    They are the baseline: the score of a model that knows only how often each token occurs.
+    """
+    smoothed = counts.astype(np.float64) + 1.0
+    return np.log2(smoothed.sum()) - np.log2(smoothed)
+
+
+def bits_per_byte(bits: np.ndarray, heldout: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Returns bits per byte of each domain's held-out rows (targets `rows[:, 1:]`) and of "all" together.
+
+    `heldout`: domain -> (rows (n, row_len), n_bytes (n,)), as `tokens.loader.heldout_rows` gives them. A domain
+    without rows is left out. The end of a document costs bits and counts no bytes, as it does for a model.
+    """
+    totals = {
+        domain: (float(bits[rows[:, 1:]].sum()), int(n_bytes.sum())) for domain, (rows, n_bytes) in heldout.items()
+    }
+    totals["all"] = (sum(b for b, _ in totals.values()), sum(n for _, n in totals.values()))
+    return {domain: total / n for domain, (total, n) in totals.items() if n}
+
+
+def write_uses(store: Store, out: Path, blocks: Sequence[Block], uses: Path, repetitions: Mapping[str, float]) -> None:
+    """Writes `documents/`, the use of every document (see `pico.data.tokens.documents`), a file a source.
+
+    `uses`: the decision about each document. The shards and the held-out rows, which are written before, left the
+    numbers of the documents in them. `repetitions`: by domain, see `mixture`.
+    """
+    (out / "documents").mkdir(exist_ok=True)
+
+    def combine(folder: Path) -> None:
+        published = new_array(folder / "published", bool, blocks)
+        for path in (store.folder / "published").glob("[!.]*"):
+            published[np.fromfile(path, np.int64)] = True
+        published.flush()
+
+    published = store.once("combined", combine) / "published"
+    calls = []
+    for number, source in source_spans(blocks).items():
+        own = [block for block in blocks if block.source == number]
+        calls.append((number, out, own, uses, published, repetitions[source.domain]))
+    store.map("documents", write_source_uses, calls)
+
+
+def write_source_uses(
+    store: Store, number: int, out: Path, blocks: Sequence[Block], uses: Path, published: Path, repetitions: float
+) -> None:
+    """Writes the table of one source, whose blocks are `blocks`; a row group a block."""
+    schema = pa.schema([("id", pa.string()), ("use", pa.string())])
+    options = WRITE | {"use_dictionary": ["use"]}
+    with (
+        replacing(out / "documents" / f"{blocks[0].name}.parquet") as partial,
+        pq.ParquetWriter(partial, schema, **options) as writer,
+    ):
+        for block in blocks:
+            ids = block.read(["id"])["id"]
+            own = block_uses(uses, block)
+            found = np.fromfile(published, bool, block.rows, offset=block.first)
+            repeated = copies(as_integers(ids.to_pylist())[:, 0], repetitions) > 0
+            own[(own == Use.TRAIN) & ~found] = Use.TAIL
+            own[(own == Use.TAIL) & ~repeated] = Use.NOT_REPEATED
+            own[(own == Use.HELDOUT) & ~found] = Use.BEYOND_HELDOUT_ROWS
+            table = pa.table({"id": ids, "use": LABELS.take(pa.array(own))})
+            writer.write_table(table, row_group_size=block.rows or None)
+    write_bytes(store.file("documents", number, ".done"), b"")

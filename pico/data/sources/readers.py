@@ -1,70 +1,112 @@
-"""How a file becomes documents: one small generator a format, found by name or by the file's ending.
-
-A reader takes a binary stream and gives texts, in the order of the file, as many as there are (empty ones too: they are
-counted and dropped further on). Add one by writing a function and naming it in READERS.
-"""
+"""The readers of common formats, those of a user's files, and the choice among all: by name or by the file's ending."""
 
 import csv
+import functools
 import json
-from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.data.sources import shipped_readers as special_readers
+from pico.data.sources import shipped_readers  # noqa: F401 (registers its readers)
 from pico.data.sources.reading import (
     COMPRESSIONS,
+    DAMAGED,
     MAX_TEXT,
+    READERS,
+    RESERVED,
+    TOKENS,
     File,
+    Reader,
     decompressed,
     lines,
+    reader,
     seekable,
     too_long,
     torn_files_named,
     whole,
 )
 from pico.errors import PicoError
+from pico.plugins import Registry, UserFile, line_of, load_user_files, named, read_user_files
 
 ROWS = 1024
 """Parquet rows held in memory at a time, where they are small."""
 BATCH_BYTES = 2**26
-"""What the rows held at a time could come to at most: a dictionary may give every row the longest text of its chunk."""
-TOKENS = "tokens"
-"""The reader of rows that are token ids already: pico/data/sources/token_rows.py."""
-
-Reader = Callable[[IO[bytes], File], Iterator[str]]
+"""The most that the rows held at a time may come to: a dictionary may give every row the longest text of its chunk."""
 
 
-def documents(stream: IO[bytes], file: File, reader_name: str = "auto") -> Iterator[str]:
-    """The texts in a file, which may be compressed. Raises PicoError naming the file and the place in it."""
-    read = find_reader(reader_name) or READERS[reader_for(file.name)]
+def documents(stream: IO[bytes], file: File, chosen: Reader | None = None) -> Iterator[str]:
+    """Yields the texts in a file, which may be compressed; the reader is by default the one for its ending.
+
+    Raises PicoError naming the file and the place in it.
+    """
+    chosen = chosen or find_reader("auto", file.name)
     with torn_files_named(file):
-        yield from read(decompressed(stream, file), file)
+        yield from chosen.function(decompressed(stream, file), file)
 
 
-def find_reader(name: str) -> Reader | None:
-    """The reader of that name, None for `auto`. Raises PicoError listing the names."""
-    if name == "auto":
-        return None
-    if name not in READERS:
-        known = ", ".join(["auto", *sorted([*READERS, TOKENS])])
-        raise PicoError(f"no reader is called {name!r}", mend=f"use one of: {known}")
-    return READERS[name]
+def find_reader(name: str, path: str) -> Reader:
+    """Returns the reader of that name; for `auto` the one for the ending of `path`, the compression's left aside.
 
-
-def reader_for(name: str) -> str:
-    """The reader for a file's ending, the compression's left aside."""
-    path = PurePosixPath(name.lower())
-    ending = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
-    if ending not in ENDINGS:
-        known = " ".join(sorted(ENDINGS))
+    Raises PicoError listing the names or the endings where there is none.
+    """
+    if name != "auto":
+        check_reader(name)
+        return READERS[name]
+    parts = PurePosixPath(path.lower())
+    ending = PurePosixPath(parts.stem).suffix if parts.suffix in COMPRESSIONS else parts.suffix
+    by_ending = {ending: one for one in READERS.values() for ending in one.endings}
+    if ending not in by_ending:
+        known = " ".join(sorted(by_ending))
         raise PicoError(
-            f"{name}: no reader is known for files that end in {ending or 'nothing'!r}",
+            f"{path}: no reader is known for files that end in {ending or 'nothing'!r}",
             mend=f"narrow `glob` to readable files ({known}; each may be .gz, .zst or .xz), or name a `reader`",
         )
-    return ENDINGS[ending]
+    return by_ending[ending]
+
+
+def check_reader(name: str) -> None:
+    """Raises PicoError listing the names where the settings of a source cannot name this reader."""
+    if name not in (*READERS, *RESERVED):
+        known = ", ".join(["auto", *sorted([*READERS, TOKENS])])
+        mend = f"use one of: {known}; your own readers' files are named in corpus.files"
+        raise PicoError(f"no reader is called {name!r}", mend=mend)
+
+
+def read_reader_files(paths: Sequence[str], root: Path = Path()) -> tuple[UserFile, ...]:
+    """Reads the files of setting `corpus.files`; see `pico.plugins.read_user_files`."""
+    return read_user_files(paths, root, setting="corpus.files", page="docs/custom-readers.md")
+
+
+def load_reader_files(files: Sequence[UserFile]) -> tuple[str, ...]:
+    """Imports the files, which registers their readers. Returns the names of these.
+
+    Errors that a reader raises later, while it reads, are PicoErrors that name its file and line, and the file it read.
+    """
+    return load_user_files(files, Registry("reader", READERS, _guarded))[0]
+
+
+def _guarded(entry: Reader, source: UserFile) -> Reader:
+    """Returns a user's reader with its origin, whose errors are named."""
+
+    @functools.wraps(entry.function)
+    def guarded(stream: IO[bytes], file: File) -> Iterator[str]:
+        with named(source, line_of(entry), passing=DAMAGED):
+            try:
+                for text in entry.function(stream, file):
+                    if not isinstance(text, str):
+                        raise TypeError(f"reader {entry.name!r} gave {type(text).__name__}, not text")
+                    yield text
+            except (PicoError, *DAMAGED):
+                raise
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}, while it read {file.name}"
+                raise RuntimeError(what).with_traceback(error.__traceback__) from error
+
+    return replace(entry, function=guarded, origin=f"{source.path} sha256:{source.sha256}")
 
 
 def _no_text_field(file: File, present: list[str], place: str = "") -> PicoError:
@@ -75,13 +117,15 @@ def _no_text_field(file: File, present: list[str], place: str = "") -> PicoError
     )
 
 
+@reader("text", endings=(".txt", ".md", ".text"))
 def read_text(stream: IO[bytes], file: File) -> Iterator[str]:
-    """The whole file is one document."""
+    """Reads the whole file as one document."""
     yield whole(stream, file.name)
 
 
+@reader("jsonl", endings=(".jsonl", ".ndjson"))
 def read_jsonl(stream: IO[bytes], file: File) -> Iterator[str]:
-    """One JSON object a line; `text_field` holds the text. Blank lines are skipped; null is an empty document."""
+    """Reads one JSON object a line; `text_field` holds the text. Blank lines are skipped; null is an empty document."""
     for number, line in enumerate(lines(stream, file.name), start=1):
         if not line.strip():
             continue
@@ -99,8 +143,9 @@ def read_jsonl(stream: IO[bytes], file: File) -> Iterator[str]:
         yield text or ""
 
 
+@reader("csv", endings=(".csv", ".tsv"))
 def read_csv(stream: IO[bytes], file: File) -> Iterator[str]:
-    """Comma-separated rows (tab-separated in .tsv) under a header; column `text_field` holds the text."""
+    """Reads comma-separated rows (tab-separated in .tsv) under a header; column `text_field` holds the text."""
     csv.field_size_limit(MAX_TEXT)  # the csv module's own limit is 131,072, less than many documents have
     delimiter = "\t" if ".tsv" in PurePosixPath(file.name.lower()).suffixes else ","
     rows = csv.reader(lines(stream, file.name), delimiter=delimiter, strict=True)
@@ -121,8 +166,9 @@ def read_csv(stream: IO[bytes], file: File) -> Iterator[str]:
         raise PicoError(f"{file.name} line {rows.line_num} is not CSV: {error}", mend="correct the line") from error
 
 
+@reader("parquet", endings=(".parquet",))
 def read_parquet(stream: IO[bytes], file: File) -> Iterator[str]:
-    """Column `text_field` of a Parquet file; null is an empty document."""
+    """Reads column `text_field` of a Parquet file; null is an empty document."""
     with seekable(stream) as plain:
         table = pq.ParquetFile(plain)
         if file.text_field not in table.schema_arrow.names:
@@ -150,7 +196,7 @@ def read_parquet(stream: IO[bytes], file: File) -> Iterator[str]:
 
 
 def parquet_values(table: pq.ParquetFile, file: File) -> Iterator[pa.Scalar]:
-    """The values of column `file.text_field`, of which few are held at a time.
+    """Yields the values of column `file.text_field`, of which few are held at a time.
 
     A text that stands once in a chunk's dictionary may be that of all its rows: 1 kB of file can come to terabytes. No
     text is larger than its chunk, so that gives the number of rows that can safely be decoded together.
@@ -165,28 +211,3 @@ def parquet_values(table: pq.ParquetFile, file: File) -> Iterator[pa.Scalar]:
         rows = min(ROWS, max(1, BATCH_BYTES // max(1, size)))
         for batch in table.iter_batches(rows, row_groups=[group], columns=[file.text_field], use_threads=False):
             yield from batch.column(0)
-
-
-READERS: dict[str, Reader] = {
-    "text": read_text,
-    "jsonl": read_jsonl,
-    "csv": read_csv,
-    "parquet": read_parquet,
-    "chitchat": special_readers.read_chitchat,
-    "dictionary": special_readers.read_dictionary,
-    "encyclopedia": special_readers.read_encyclopedia,
-    "drama": special_readers.read_drama,
-    "apidocs": special_readers.read_apidocs,
-}
-"""By name."""
-ENDINGS = {
-    ".txt": "text",
-    ".md": "text",
-    ".text": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
-"""File ending -> name of the reader that `auto` picks."""

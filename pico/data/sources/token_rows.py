@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pico.config import Source
 from pico.data.sources.reading import File, decompressed, seekable, torn_files_named
 from pico.errors import PicoError
 from pico.files import full_disk_named
@@ -37,7 +38,7 @@ Part = tuple[str, int, pa.Array]
 
 
 def parts_of(stream: IO[bytes], file: File) -> Iterator[Part]:
-    """The rows of one Parquet file, which may be compressed as a whole."""
+    """Yields the rows of one Parquet file, which may be compressed as a whole."""
     with torn_files_named(file), seekable(decompressed(stream, file)) as plain:
         table = pq.ParquetFile(plain)
         names = table.schema_arrow.names
@@ -59,7 +60,7 @@ def parts_of(stream: IO[bytes], file: File) -> Iterator[Part]:
 
 
 def parts_of_stream(columns: Iterable[pa.ChunkedArray], name: str) -> Iterator[Part]:
-    """The same of a streamed dataset, whose rows are counted over its split."""
+    """Yields the rows of a streamed dataset, counted over its split."""
     first = 0
     for column in columns:
         for chunk in column.chunks:
@@ -68,8 +69,11 @@ def parts_of_stream(columns: Iterable[pa.ChunkedArray], name: str) -> Iterator[P
 
 
 def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
-    """The ids of some rows: int32, (rows, row_len). Raises PicoError naming file and row where a column is not of whole
-    numbers, a row is not as long as the first (`row_len`, None for the first rows), or an id cannot be one."""
+    """Returns the ids of some rows: int32, (rows, row_len).
+
+    Raises PicoError naming file and row where a column is not of whole numbers, a row is not as long as the first
+    (`row_len`, None for the first rows), or an id cannot be one.
+    """
     name, first, lists = part
     kind = lists.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -100,12 +104,13 @@ def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
 
 
 def hash_of(row: np.ndarray) -> str:
-    """The id of a row: sha256 of its ids as little-endian int32, in hex."""
+    """Returns the id of a row: sha256 of its ids as little-endian int32, in hex."""
     return hashlib.sha256(row.astype("<i4").tobytes()).hexdigest()
 
 
-def write(path: Path, parts: Iterable[Part], *, source: str, domain: str, column: str, max_bytes: int | None) -> dict:
-    """Writes all rows, or as many as come to `max_bytes` at ID_BYTES an id; gives the counts for sources.json."""
+def write(path: Path, source: Source, parts: Iterable[Part]) -> dict[str, int]:
+    """Writes all rows, or as many as come to `max_bytes` at ID_BYTES an id. Returns the counts for sources.json."""
+    column, max_bytes = ((source.hub and source.hub.columns) or [source.text_field])[0], source.max_bytes
     row_len: int | None = None
     count, held = 0, 0
     waiting: list[pa.Table] = []
@@ -119,7 +124,7 @@ def write(path: Path, parts: Iterable[Part], *, source: str, domain: str, column
             room = len(rows) if max_bytes is None else max_bytes // (ID_BYTES * row_len) - count
             rows = rows[: max(0, room)]
             if len(rows):
-                waiting.append(_table(rows, part, source, domain))
+                waiting.append(_table(rows, part, source))
             count, held = count + len(rows), held + rows.size
             if held >= ROW_GROUP_IDS:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
@@ -132,12 +137,12 @@ def write(path: Path, parts: Iterable[Part], *, source: str, domain: str, column
     return {"documents": count, "bytes": ID_BYTES * tokens, "empty": 0, "tokens": tokens, "row_tokens": row_len or 0}
 
 
-def _table(rows: np.ndarray, part: Part, source: str, domain: str) -> pa.Table:
+def _table(rows: np.ndarray, part: Part, source: Source) -> pa.Table:
     name, first, _ = part
     size = len(rows)
     offsets = pa.array(np.arange(size + 1, dtype=np.int32) * rows.shape[1])
     columns = [
-        pa.array(list(map(hash_of, rows))), pa.array([source] * size), pa.array([domain] * size),
+        pa.array(list(map(hash_of, rows))), pa.array([source.name] * size), pa.array([source.domain] * size),
         pa.array([name] * size),
         pa.array(np.arange(first, first + size)), pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1))),
     ]  # fmt: skip

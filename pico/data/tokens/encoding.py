@@ -30,10 +30,10 @@ class Encoder:
     def __init__(self, tokenizer: tokenizers.Tokenizer, eos_id: int) -> None:
         self.tokenizer, self.eos_id = tokenizer, eos_id
         self.cuts = cuts(tokenizer)
-        """Whether text may be cut between two bytes, bool (65536,) at 256 * left + right; None where it's not known."""
+        """The pairs of bytes between which text may be cut: bool (65536,), at 256 * left + right; None if not known."""
 
     def encode(self, texts: pa.Array | pa.ChunkedArray | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts in one int32 array, each text followed by EOS, and int64 lengths (EOS counted)."""
+        """Returns the ids of all texts in one int32 array, EOS after each text, and int64 lengths (EOS counted)."""
         if isinstance(texts, pa.ChunkedArray):
             texts = texts.combine_chunks()
         texts = texts.cast(pa.large_string()) if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
@@ -42,7 +42,7 @@ class Encoder:
         return self._whole(texts) if self.cuts is None else self._cut(texts, self.cuts)
 
     def _whole(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Text by text, as the tokenizer itself does."""
+        """Encodes text by text, as the tokenizer itself does."""
         parts: list[np.ndarray] = []
         for batch in _batches(texts):
             for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
@@ -50,7 +50,7 @@ class Encoder:
         return np.concatenate(parts), np.fromiter(map(len, parts), np.int64, len(parts))
 
     def _cut(self, texts: pa.Array, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Piece by piece. EOS is a piece of its own, of no bytes."""
+        """Encodes piece by piece. EOS is a piece of its own, of no bytes."""
         ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
         data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
         ends = ends - ends[0]
@@ -76,7 +76,7 @@ class Encoder:
         return found, lengths
 
     def _distinct(self, pieces: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all pieces one after another, EOS last: int32; and how many each has: int64."""
+        """Returns the ids of all pieces one after another, EOS last: int32; and how many each has: int64."""
         parts, sizes = [], []
         for first in range(0, len(pieces), PIECES):
             batch = pieces[first : first + PIECES].to_pylist()
@@ -87,18 +87,18 @@ class Encoder:
 
 
 def cuts(tokenizer: tokenizers.Tokenizer) -> np.ndarray | None:
-    """Between which two bytes text may be cut so that the ids stay the same: bool (65536,), at 256 * left + right.
+    """Returns the pairs of bytes between which text may be cut and keeps its ids: bool (65536,), at 256 * left + right.
 
-    None for tokenizers whose pattern is not one of those looked into: GPT-2's and Qwen2's. In both, words of letters
-    and words of digits end where anything else in ASCII follows, and no word holds a space but as its first character
-    or among white space. GPT-2's words besides have no white space after anything else.
+    Returns None for tokenizers whose pattern is not one of those looked into: GPT-2's and Qwen2's. In both, words of
+    letters and words of digits end where anything else in ASCII follows, and no word holds a space but as its first
+    character or among white space. GPT-2's words besides have no white space after anything else.
     """
-    told: dict[str, Any] = json.loads(tokenizer.to_str())
-    if told["normalizer"] not in (None, {"type": "NFC"}) or told["truncation"] or told["padding"]:
+    state: dict[str, Any] = json.loads(tokenizer.to_str())
+    if state["normalizer"] not in (None, {"type": "NFC"}) or state["truncation"] or state["padding"]:
         return None
-    if told["model"].get("dropout"):
+    if state["model"].get("dropout"):
         return None
-    found = _cuts_of_pattern(told["pre_tokenizer"])
+    found = _cuts_of_pattern(state["pre_tokenizer"])
     if found is None:
         return None
     for token in tokenizer.get_added_tokens_decoder().values():
@@ -134,7 +134,7 @@ def _cuts_of_pattern(pattern: dict[str, Any] | None) -> np.ndarray | None:
 
 
 def _is_qwen2(steps: Sequence[dict[str, Any]]) -> bool:
-    """Qwen2's pattern, then bytes."""
+    """Returns whether the steps are Qwen2's pattern, then bytes."""
     if len(steps) != 2 or steps[0].get("type") != "Split" or steps[1].get("use_regex"):
         return False
     split = steps[0]
@@ -142,7 +142,7 @@ def _is_qwen2(steps: Sequence[dict[str, Any]]) -> bool:
 
 
 def _edges(data: np.ndarray, ends: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    """Where pieces begin, and where the last one ends: int64, ascending."""
+    """Returns the places where pieces begin, and where the last one ends: int64, ascending."""
     edge = np.zeros(len(data) + 1, bool)
     for first in range(0, len(data) - 1, SCANNED):
         own = data[first : first + SCANNED + 1]
@@ -153,7 +153,7 @@ def _edges(data: np.ndarray, ends: np.ndarray, cuts: np.ndarray) -> np.ndarray:
 
 
 def _batches(texts: pa.Array) -> Iterator[list[str]]:
-    """Runs of texts of about a million characters."""
+    """Yields runs of texts of about a million characters."""
     batch: list[str] = []
     held = 0
     for scalar in texts:

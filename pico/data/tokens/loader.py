@@ -42,7 +42,7 @@ class TokenRows:
         """Ids in a row: seq_len + 1."""
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        """The rows of these numbers (0 to n_rows - 1), in the order asked: int32, (len(indices), row_len)."""
+        """Returns the rows of these numbers (0 to n_rows - 1), in the order asked: int32, (len(indices), row_len)."""
         indices = np.asarray(indices, np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= self.n_rows):
             raise IndexError(f"rows {indices.min()} to {indices.max()} asked of {self.n_rows} in {self.folder}")
@@ -72,7 +72,7 @@ class TokenRows:
 
 
 def batch_indices(step: int, batch_size: int, n_rows: int, seed: int) -> np.ndarray:
-    """The row numbers of the global batch of step `step` (from 0): int64, (batch_size,). A pure function.
+    """Returns the row numbers of the global batch of step `step` (from 0): int64, (batch_size,). A pure function.
 
     Rows are taken one after another: the first epoch in the order of the shards, which are shuffled already, each later
     one in a fresh permutation that follows from (seed, epoch). A batch may straddle epochs.
@@ -93,7 +93,7 @@ def _epoch_order(epoch: int, n_rows: int, seed: int) -> np.ndarray:
 
 
 def heldout_rows(tokens: Path, part: str = "heldout") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The held-out rows below `data/tokens/`, by domain in alphabetical order; `part` "tinsy": the fixed few of them.
+    """Reads the held-out rows below `data/tokens/`, by domain in alphabetical order; `part` "tinsy": a fixed few.
 
     Each: `input_ids` int32 (rows, row_len), and `n_bytes` int64 (rows,), the UTF-8 bytes of the row's targets.
     """
@@ -109,7 +109,7 @@ def heldout_rows(tokens: Path, part: str = "heldout") -> dict[str, tuple[np.ndar
 
 
 def as_rows(column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    """A list<int> column of lists of one length as an int32 array (rows, length)."""
+    """Returns a list<int> column of lists of one length as an int32 array (rows, length)."""
     lists = column.combine_chunks()
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
     values = lists.flatten().to_numpy(zero_copy_only=False)

@@ -9,7 +9,7 @@ from made_documents import BPE, made_up, packing, plain, write_documents
 from pico.config import Gates
 from pico.data.gates.expectations import check
 from pico.data.preparation.pipeline import prepare
-from pico.data.tokens.heldout import is_low
+from pico.data.tokens.hashing import is_low
 
 LIMITS = {
     "min_documents": 100, "min_domain_documents": 2, "min_document_bytes": 1, "max_document_bytes": 5000,

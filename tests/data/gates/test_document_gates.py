@@ -7,7 +7,7 @@ from gate_cases import QUESTION, SHORT, failed, gates_of, only_failure, rewrite,
 from made_documents import made_up
 
 from pico.data.gates.expectations import refuse
-from pico.data.tokens.heldout import is_low
+from pico.data.tokens.hashing import is_low
 from pico.errors import PicoError
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 from gate_cases import failed, gates_of, only_failure, rewrite
 from made_documents import made_up, write_documents
 
-from pico.data.tokens.heldout import write_heldout
+from pico.data.preparation.shards import write_heldout
 from pico.data.tokens.loader import TokenRows, heldout_rows
 from pico.files import read_json, write_json
 

@@ -27,7 +27,7 @@ def all_training_rows(tokens):
 
 
 def segments(tokens, part="train"):
-    """What the sidecar says, as a list of dicts."""
+    """Returns the rows of the sidecar, as a list of dicts."""
     return [
         entry for path in sorted((tokens / f"{part}-provenance").glob("*.parquet"))
         for entry in pq.read_table(path).to_pylist()

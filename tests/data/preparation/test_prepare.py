@@ -66,13 +66,13 @@ def test_every_document_byte_and_token_is_accounted_for(corpus, made):
     rows = all_training_rows(tokens)
     assert rows.shape == (total["train_rows"], 17)
     assert (rows == 0).sum() == total["train_documents"] - total["tail_documents_dropped"]
-    for domain, account in provenance["domains"].items():
-        assert account["heldout_rows"] == len(heldout_rows(tokens)[domain][0])
-        kept = account["heldout_rows"] + account["heldout_rows_left_out"]
-        assert account["heldout_tokens"] == kept * 17 + account["heldout_tail_tokens"]
-        assert account["repetitions"] == 1
+    for domain, counted in provenance["domains"].items():
+        assert counted["heldout_rows"] == len(heldout_rows(tokens)[domain][0])
+        kept = counted["heldout_rows"] + counted["heldout_rows_left_out"]
+        assert counted["heldout_tokens"] == kept * 17 + counted["heldout_tail_tokens"]
+        assert counted["repetitions"] == 1
     for key in ("documents", "tokens", "train_tokens", "heldout_rows"):
-        assert total[key] == sum(account[key] for account in provenance["domains"].values())
+        assert total[key] == sum(counted[key] for counted in provenance["domains"].values())
 
 
 def test_the_sidecar_names_the_document_of_every_id(corpus, made):
@@ -178,8 +178,8 @@ def test_a_pretrained_tokenizer_is_used_from_the_documents_folder(corpus, made, 
 def test_shares_of_domains_are_kept_and_repetition_is_stated(corpus, made, tmp_path):
     shares = {"prose": 1.0, "verse": 3.0}
     provenance = prepare(corpus, tmp_path / "tokens", packing=packing(mixture=shares, max_repetitions=2.5))
-    natural = {domain: account["train_tokens"] for domain, account in made[1]["domains"].items()}
-    stated = {domain: account["repetitions"] for domain, account in provenance["domains"].items()}
+    natural = {domain: counted["train_tokens"] for domain, counted in made[1]["domains"].items()}
+    stated = {domain: counted["repetitions"] for domain, counted in provenance["domains"].items()}
     assert stated["verse"] == 2.5  # the scarcer one for its share
     assert stated["prose"] == pytest.approx(2.5 * natural["verse"] / 3 / natural["prose"])
     seen, rows = {}, all_training_rows(tmp_path / "tokens")
@@ -219,12 +219,12 @@ def test_the_use_of_every_document_agrees_with_what_was_counted_and_what_was_pub
             assert rows == {row for row, own in enumerate(uses) if own == use}
     for domain, names in {"prose": ("one", "two"), "verse": ("odes",)}.items():
         counts = Counter(use for name in names for use in found[name])
-        account = provenance["domains"][domain]
-        assert counts[Use.DUPLICATE] == account["duplicates_dropped"]
-        assert counts[Use.SAMPLED_OUT] == account["sampled_out"]
-        assert {use.label: counts[use] for use in DROPPED} == account["dropped"]
-        assert counts[Use.TRAIN] + counts[Use.TAIL] + counts[Use.NOT_REPEATED] == account["train_documents"]
-        assert counts[Use.HELDOUT] + counts[Use.BEYOND_HELDOUT_ROWS] == account["heldout_documents"]
+        counted = provenance["domains"][domain]
+        assert counts[Use.DUPLICATE] == counted["duplicates_dropped"]
+        assert counts[Use.SAMPLED_OUT] == counted["sampled_out"]
+        assert {use.label: counts[use] for use in DROPPED} == counted["dropped"]
+        assert counts[Use.TRAIN] + counts[Use.TAIL] + counts[Use.NOT_REPEATED] == counted["train_documents"]
+        assert counts[Use.HELDOUT] + counts[Use.BEYOND_HELDOUT_ROWS] == counted["heldout_documents"]
     seen = {use for uses in found.values() for use in uses}
     assert set(Use) - seen <= {Use.SHORT, Use.LONG, Use.LANGUAGE, Use.NEAR_DUPLICATE}  # for all others there is a case
 

@@ -1,5 +1,6 @@
 """The same bytes again, from other blocks, after a kill and by workers; any documents, any row length."""
 
+import ast
 import hashlib
 import os
 import signal
@@ -15,9 +16,12 @@ from made_documents import packing, plain, write_documents
 from prepared_corpus import all_training_rows, contents, prepare, segments
 
 from pico.config import Tokenizer
+from pico.data.preparation import pipeline
 from pico.data.tokens.loader import heldout_rows
 from pico.data.tokens.tokenizer import load_tokenizer
 from pico.errors import PicoError
+from pico.files import working_folder
+from pico.identity import identity
 
 
 def test_the_same_bytes_again_and_from_other_blocks(corpus, made, tmp_path):
@@ -123,7 +127,7 @@ def killed(function, corpus, target):
 
 @pytest.mark.parametrize(
     "function",
-    ["filtering.clean_block", "tokenization.tokenize_block", "shards.write_shard", "shards.write_source"],
+    ["filtering.clean_block", "tokenization.tokenize_block", "shards.write_shard", "provenance.write_source_uses"],
 )
 def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(corpus, made, tmp_path, function, monkeypatch):
     target = tmp_path / "data" / "tokens"
@@ -137,7 +141,7 @@ def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(corpus, made
     assert contents(target) == contents(made[0])
     shards, sources = (len(list((target / part).glob("*"))) for part in ("train", "documents"))
     assert (
-        len(calls) == {"write_shard": shards, "write_source": sources}.get(name, 9) - 2
+        len(calls) == {"write_shard": shards, "write_source_uses": sources}.get(name, 9) - 2
     )  # what was finished before the kill was not done again
     assert not list((target.parent / "runs/prepare").iterdir())
 
@@ -157,3 +161,27 @@ def test_workers_of_ray_give_the_same_bytes_as_this_process(made, tmp_path, work
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert contents(tmp_path / "tokens") == contents(made[0])
+
+
+def test_the_working_folder_is_that_of_all_code_that_prepares_and_of_no_other(corpus, tmp_path, monkeypatch):
+    """An edit of what reads sources throws no half of a preparation away; an edit of what prepares does."""
+    found = identity("pico.data.preparation.pipeline")
+    assert {"duckdb", "numpy", "pyarrow", "rensa", "scipy", "tokenizers"} <= set(found["libraries"])
+    assert not [name for name in found["code"] if name.startswith(("pico/data/sources", "pico/data/gates"))]
+    program = (
+        "import sys; from pathlib import Path; from prepared_corpus import prepare\n"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "print([name for name in sys.modules if name.startswith('pico.data.')])"
+    )
+    command = [sys.executable, "-c", program, str(corpus), str(tmp_path / "data" / "tokens")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    run_modules = {f"{name.replace('.', '/')}.py" for name in ast.literal_eval(run.stdout)}
+    packages = {f"pico/data/{name}.py" for name in ("preparation", "tokens")}
+    assert run_modules - packages == {name for name in found["code"] if name.startswith("pico/data/")}
+    folders = []
+    monkeypatch.setattr(pipeline, "working_folder", lambda *own: folders.append(working_folder(*own)) or folders[-1])
+    prepare(corpus, tmp_path / "one")
+    monkeypatch.setattr(pipeline, "identity", lambda entry: found | {"code": found["code"] | {"pico/x.py": "0"}})
+    prepare(corpus, tmp_path / "two")
+    assert folders[0] != folders[1]

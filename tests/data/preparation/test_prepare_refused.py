@@ -1,4 +1,4 @@
-"""What cannot be prepared is refused with what, where and how to mend it."""
+"""Documents that cannot be prepared are refused: the error names the fault, the place and the remedy."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -14,12 +14,12 @@ from made_documents import BPE, made_up, packing, plain, write_documents
 from rows_of_ids import ROW, all_rows, fetched, prepared, source
 
 from pico.config import HubDataset, Source
+from pico.data.lookup import Course, find_text, show_step
 from pico.data.preparation import token_rows as row_blocks
 from pico.data.preparation.pipeline import prepare as prepare_text
+from pico.data.preparation.shards import write_rows
 from pico.data.sources import fetch as sources
 from pico.data.tokens.loader import heldout_rows
-from pico.data.tokens.lookup import Course, find_text, show_step
-from pico.data.tokens.packing import write_rows
 from pico.data.tokens.tokenizer import EOS, load_tokenizer
 from pico.errors import PicoError
 from pico.files import read_json, sha256_file
@@ -162,7 +162,7 @@ def test_what_we_write_is_read_by_datasets_with_the_published_columns(made, tmp_
     assert again.num_rows == len(all_rows(ours))
 
 
-@pytest.mark.parametrize("function", ["index_rows", "keep_block", "lay_block"])
+@pytest.mark.parametrize("function", ["index_rows", "filter_block", "copy_block"])
 def test_after_a_kill_the_next_run_goes_on_and_gives_the_same_bytes(published, made, tmp_path, function, monkeypatch):
     monkeypatch.setattr("pico.data.sources.token_rows.ROW_GROUP_IDS", ROW * 300)  # of ROWS rows at least
     monkeypatch.setattr("pico.data.sources.token_rows.ROWS", 100)

@@ -1,4 +1,4 @@
-"""What is no row of ids, or not of these settings, is refused by file, row and setting."""
+"""Rows that are no ids, or do not fit the settings, are refused by file, row and setting."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,7 +7,7 @@ import pytest
 from made_documents import packing
 from rows_of_ids import ROW, all_rows, fetched, prepared, table
 
-from pico.data.tokens.packing import write_rows
+from pico.data.preparation.shards import write_rows
 from pico.errors import PicoError
 
 

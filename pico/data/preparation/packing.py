@@ -1,8 +1,8 @@
 """The training order: documents shuffled over the whole corpus and joined, cut into rows, rows shuffled.
 
 Both shuffles are pure functions of the seed and of the documents: not of files, blocks or workers. Without
-`packing.shuffle` there are none. Documents are sorted
-by a hash of their id and the seed, on disk; of the rows a permutation is held (eight bytes a row).
+`packing.shuffle` there are none. Documents are sorted by a hash of their id and the seed, on disk; of the rows a
+permutation is held (eight bytes a row).
 """
 
 import math
@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pico.config import Packing
-from pico.data.preparation.near_duplicates import MIX, mixed
-from pico.data.preparation.work import Block, Progress, Work, write_table
-from pico.data.tokens.packing import segments, shuffled
+from pico.data.preparation.blocks import Block, Progress, Store, write_table
+from pico.data.tokens.hashing import MULTIPLIER, splitmix64
 from pico.errors import PicoError
 from pico.files import read_json, write_json
 
@@ -29,13 +28,14 @@ SEGMENT = np.dtype(
 )  # fmt: skip
 """A piece of a document in a row: `row` of the shard, place `at` in the row, `length`; `start` in the file of ids of
 `block`; `offset` in the document, which is row `source_row` of `source` and has this `id`."""
-
-FLUSHED = 2**18
+SEGMENT_COLUMNS = "block, source, row, start, length, id_0, id_1, id_2, id_3"
+"""The columns of documents that segments are made of."""
+BUFFERED = 2**18
 """Segments that are held before they are added to the files of their shards."""
 
 
 def mixture(tokens: Mapping[str, int], shares: Mapping[str, float] | None, limit: float) -> dict[str, float]:
-    """Repetitions by domain, so that of the training tokens each has its share: as many as `limit` allows.
+    """Returns repetitions by domain, so that each has its share of the training tokens: as many as `limit` allows.
 
     `tokens`: training tokens of each domain as they are. Without shares every document is seen once. Raises PicoError
     where shares and domains differ.
@@ -57,24 +57,24 @@ def mixture(tokens: Mapping[str, int], shares: Mapping[str, float] | None, limit
 
 
 def copies(hashes: np.ndarray, repetitions: float) -> np.ndarray:
-    """How often each document is seen: int64. The whole part of `repetitions`, and once more for its fraction of them.
+    """Returns how often each document is seen: int64, the whole part of `repetitions`, and for some once more.
 
-    Which ones those are follows from their hashes (uint64).
+    The fraction of `repetitions` is the share of these; which ones they are follows from their hashes (uint64).
     """
     whole = math.floor(repetitions)
-    extra = mixed(hashes * MIX + np.uint64(1)).astype(np.float64) < (repetitions - whole) * 2.0**64
+    extra = splitmix64(hashes * MULTIPLIER + np.uint64(1)).astype(np.float64) < (repetitions - whole) * 2.0**64
     return whole + extra.astype(np.int64)
 
 
 def order_keys(hashes: np.ndarray, seed: int, copy: int) -> np.ndarray:
-    """What the copies numbered `copy` of documents of these hashes are sorted by: uint64, a random order a seed."""
-    start = mixed(np.array([seed % 2**64], np.uint64)) + np.uint64(copy)
-    return mixed(mixed(hashes) ^ mixed(start * MIX))
+    """Returns the sort keys of the copies numbered `copy` of documents of these hashes: uint64, random by seed."""
+    start = splitmix64(np.array([seed % 2**64], np.uint64)) + np.uint64(copy)
+    return splitmix64(splitmix64(hashes) ^ splitmix64(start * MULTIPLIER))
 
 
-def order_block(work: Work, block: Block, repetitions: float, seed: int | None) -> None:
-    """Writes the place in the order of a block's training documents, once a copy; without a seed they stay in order."""
-    path = work.file("tokens", block.number)
+def order_block(store: Store, block: Block, repetitions: float, seed: int | None) -> None:
+    """Writes the sort keys of a block's training documents, one a copy; without a seed they stay in order."""
+    path = store.file("tokens", block.number)
     if not path.exists():
         return
     table = pq.read_table(path)
@@ -92,24 +92,24 @@ def order_block(work: Work, block: Block, repetitions: float, seed: int | None) 
         part = part.drop_columns(["doc"]).append_column("key", pa.array(keys))
         parts.append(part.append_column("copy", pa.array(np.full(len(own), copy, np.int32))))
     if parts:
-        write_table(work.file("order", block.number), pa.concat_tables(parts), use_dictionary=False)
+        write_table(store.file("order", block.number), pa.concat_tables(parts), use_dictionary=False)
 
 
-def plan(
-    work: Work, blocks: Sequence[Block], packing: Packing, repetitions: Mapping[str, float], progress: Progress
+def pack(
+    store: Store, blocks: Sequence[Block], packing: Packing, repetitions: Mapping[str, float], progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """Sorts the documents into the training order, and the segments of the rows into files by shard.
 
-    Gives the folder of those files, `<shard>.segments`, and the counts `rows`, `tail_tokens`, `tail_documents` (those
+    Returns the folder of those files, `<shard>.segments`, and the counts `rows`, `tail_tokens`, `tail_documents` (those
     that end in what is left over), `tokens` and `documents` (with repetitions).
     """
     row_len = packing.seq_len + 1
     seed = packing.seed if packing.shuffle else None
-    work.each("order", order_block, [(block, repetitions[block.domain], seed) for block in blocks])
+    store.map("order", order_block, [(block, repetitions[block.domain], seed) for block in blocks])
 
     def sort(folder: Path) -> None:
         total, documents = 0, 0
-        for path in sorted((work.folder / "order").glob("*.parquet")):
+        for path in sorted((store.folder / "order").glob("*.parquet")):
             lengths = pq.read_table(path, columns=["length"])["length"].to_numpy()
             total, documents = total + int(lengths.sum()), documents + len(lengths)
         rows = total // row_len
@@ -123,65 +123,101 @@ def plan(
         place = np.arange(rows)
         if packing.shuffle:
             place[shuffled(rows, packing.seed, 1)] = np.arange(rows)
-        cut = Cut(folder, place, row_len, packing.rows_per_shard)
-        columns = "block, source, row, start, length, id_0, id_1, id_2, id_3"
-        for batch in work.sorted("order", columns, "key, id_0, id_1, id_2, id_3, copy"):
-            cut.add(batch)
-            progress(cut.stream / total)
-        cut.flush()
+        cutter = RowCutter(folder, place, row_len, packing.rows_per_shard)
+        for batch in store.sorted("order", SEGMENT_COLUMNS, "key, id_0, id_1, id_2, id_3, copy"):
+            cutter.add(batch)
+            progress(cutter.stream / total)
+        cutter.flush()
         counts = {"rows": rows, "tokens": total, "documents": documents, "tail_tokens": total - rows * row_len,
-                  "tail_documents": documents - cut.ended}  # fmt: skip
+                  "tail_documents": documents - cutter.ended}  # fmt: skip
         write_json(folder / "counts.json", counts)
 
-    folder = work.once("segments", sort)
+    folder = store.once("segments", sort)
     return folder, read_json(folder / "counts.json")
 
 
-class Cut:
+class RowCutter:
     """Cuts the stream of documents into rows, and adds their segments to the files of their shards."""
 
     def __init__(self, folder: Path, place: np.ndarray, row_len: int, rows_per_shard: int) -> None:
         self.stream, self.ended = 0, 0
         """Ids so far; documents so far that end within a row."""
         self._folder, self._place, self._row_len, self._rows_per_shard = folder, place, row_len, rows_per_shard
-        self._held: list[np.ndarray] = []
+        self._segments: list[np.ndarray] = []
         self._shards: list[np.ndarray] = []
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """The next documents in the order."""
-        lengths = batch["length"]
-        ends = self.stream + np.cumsum(lengths)
-        document, row, at, offset, length = segments(ends - lengths, lengths, self._row_len)
+        """Adds the next documents in the order."""
+        ends = self.stream + np.cumsum(batch["length"])
+        row, found = cut(batch, ends, self._row_len)
         self.ended += int(np.searchsorted(ends, len(self._place) * self._row_len, side="right"))
         self.stream = int(ends[-1])
         whole = row < len(self._place)
-        document, at, offset, length = document[whole], at[whole], offset[whole], length[whole]
-        place = self._place[row[whole]]
-        found = np.empty(len(place), SEGMENT)
-        found["row"], found["at"], found["length"] = place % self._rows_per_shard, at, length
-        found["block"], found["start"] = batch["block"][document], batch["start"][document] + offset
-        found["offset"] = offset
-        found["source"], found["source_row"] = batch["source"][document], batch["row"][document]
-        for number in range(4):
-            found["id"][:, number] = batch[f"id_{number}"][document]
-        self._held.append(found)
+        place, found = self._place[row[whole]], found[whole]
+        found["row"] = place % self._rows_per_shard
+        self._segments.append(found)
         self._shards.append(place // self._rows_per_shard)
-        if sum(map(len, self._held)) > FLUSHED:
+        if sum(map(len, self._segments)) > BUFFERED:
             self.flush()
 
     def flush(self) -> None:
-        """Adds what is held to the files."""
-        if not self._held:
+        """Writes the segments that are held to the files."""
+        if not self._segments:
             return
-        held, shards = np.concatenate(self._held), np.concatenate(self._shards)
-        self._held, self._shards = [], []
+        found, shards = np.concatenate(self._segments), np.concatenate(self._shards)
+        self._segments, self._shards = [], []
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
-        for number, part in zip(numbers.tolist(), np.split(held[order], starts[1:]), strict=True):
+        for number, part in zip(numbers.tolist(), np.split(found[order], starts[1:]), strict=True):
             with open(segment_file(self._folder, number), "ab") as file:
                 file.write(part.tobytes())
 
 
 def segment_file(folder: Path, shard: int) -> Path:
-    """Where the segments of a shard are."""
+    """Returns the path of the segments of a shard."""
     return folder / f"{shard:06d}.segments"
+
+
+def cut(batch: Mapping[str, np.ndarray], ends: np.ndarray, row_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the row of each segment of some documents (int64), and the segments, whose field `row` is not filled.
+
+    `batch`: SEGMENT_COLUMNS of documents in their order; `ends`: where each ends in the stream of all ids.
+    """
+    lengths = batch["length"]
+    document, row, at, offset, length = segments(ends - lengths, lengths, row_len)
+    found = np.empty(len(row), SEGMENT)
+    found["at"], found["length"], found["offset"] = at, length, offset
+    found["block"], found["start"] = batch["block"][document], batch["start"][document] + offset
+    found["source"], found["source_row"] = batch["source"][document], batch["row"][document]
+    for number in range(4):
+        found["id"][:, number] = batch[f"id_{number}"][document]
+    return row, found
+
+
+def segments(starts: np.ndarray, lengths: np.ndarray, row_len: int) -> tuple[np.ndarray, ...]:
+    """Cuts documents that are joined into one stream of ids into rows of `row_len`.
+
+    `starts`: where each document begins in the stream; `lengths`: its ids, EOS counted. Returns five int64 arrays, one
+    entry a segment, in the order of the stream: the number of the document; its row; its place in the row; where in the
+    document it begins; its length. The segments of a row fill it without gaps, but for the last row.
+    """
+    first, last = starts // row_len, (starts + lengths - 1) // row_len
+    counts = last - first + 1
+    document = np.repeat(np.arange(len(starts)), counts)
+    row = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts) + first[document]
+    begin = np.maximum(starts[document], row * row_len)
+    end = np.minimum((starts + lengths)[document], (row + 1) * row_len)
+    return document, row, begin - row * row_len, begin - starts[document], end - begin
+
+
+def shuffled(n: int, seed: int, purpose: int) -> np.ndarray:
+    """Returns a permutation of 0 to n - 1, a pure function of its arguments. `purpose` makes shuffles independent."""
+    return np.random.Generator(np.random.PCG64([seed % 2**64, purpose])).permutation(n)
+
+
+def spread_evenly(rows: int, limit: int) -> np.ndarray:
+    """Returns the numbers of at most `limit` of `rows` rows, evenly spread: int64, ascending.
+
+    Evenly, because the first rows alone would be of a single document where documents are long.
+    """
+    return np.arange(rows) if rows <= limit else np.arange(limit) * rows // limit

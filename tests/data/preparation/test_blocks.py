@@ -3,33 +3,33 @@
 import numpy as np
 import pyarrow as pa
 
-from pico.data.preparation.work import BATCH, Work, write_table
+from pico.data.preparation.blocks import BATCH, Store, write_table
 
 
 def test_a_sort_over_files_and_batches_is_in_order(tmp_path):
-    work, random = Work(tmp_path), np.random.default_rng(0)
+    store, random = Store(tmp_path), np.random.default_rng(0)
     (tmp_path / "index").mkdir()
     size = BATCH // 2 + 1
     keys = random.integers(0, 1000, 6 * size).astype(np.uint64)
     for number in range(6):
         own = slice(number * size, (number + 1) * size)
         table = pa.table({"key": keys[own], "doc": np.arange(6 * size)[own]})
-        write_table(work.file("index", number), table)
+        write_table(store.file("index", number), table)
     for _ in range(3):
-        batches = list(work.sorted("index", "key, doc", "key, doc"))
+        batches = list(store.sorted("index", "key, doc", "key, doc"))
         assert len(batches) > 2
         doc = np.concatenate([batch["doc"] for batch in batches])
         assert np.array_equal(doc, np.argsort(keys, kind="stable"))
-    assert not list(work.sorted("nothing", "key", "key"))
-    assert not list(work.sorted("index", "key", "key, doc", "key > 5000"))
+    assert not list(store.sorted("nothing", "key", "key"))
+    assert not list(store.sorted("index", "key", "key, doc", "key > 5000"))
 
 
-def test_work_that_is_there_is_not_done_again(tmp_path):
-    work, calls = Work(tmp_path), []
+def test_a_folder_that_is_there_is_not_made_again(tmp_path):
+    store, calls = Store(tmp_path), []
 
     def make(folder):
         calls.append(1)
         (folder / "a").write_text("a")
 
-    assert work.once("name", make) == work.once("name", make)
+    assert store.once("name", make) == store.once("name", make)
     assert len(calls) == 1

