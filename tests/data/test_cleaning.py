@@ -13,7 +13,7 @@ from made_documents import BPE, cleaning, made_up, packing, plain, write_documen
 from pico.data.gates.profiles import CONTROL
 from pico.data.preparation.cleaning import LETTER, character_kinds, clean, judge, normalised, profile
 from pico.data.preparation.pipeline import prepare
-from pico.data.preparation.sampling import Fate
+from pico.data.tokens.documents import Use
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -59,12 +59,12 @@ def test_personal_data_and_keys_are_taken_out(text, expected, kind):
 def test_each_reason_is_given_to_the_text_that_it_fits():
     settings = cleaning(min_document_bytes=3, max_document_bytes=50, languages=["en"])
     texts = {
-        "ab": Fate.SHORT, " \n\t ": Fate.SHORT, "x" * 51: Fate.LONG, "abc\x00\x07": Fate.CONTROL,
-        "a --- === *** !!! ... ???": Fate.LETTERS, "Der Hund schläft heute im großen Garten": Fate.LANGUAGE,
-        "The dog is sleeping in the garden today": Fate.TRAIN,
+        "ab": Use.SHORT, " \n\t ": Use.SHORT, "x" * 51: Use.LONG, "abc\x00\x07": Use.CONTROL,
+        "a --- === *** !!! ... ???": Use.LETTERS, "Der Hund schläft heute im großen Garten": Use.LANGUAGE,
+        "The dog is sleeping in the garden today": Use.TRAIN,
     }  # fmt: skip
     assert judge(list(texts), settings, "prose").tolist() == list(texts.values())
-    assert judge(["Der Hund schläft heute im großen Garten"], settings, "code").tolist() == [Fate.TRAIN]
+    assert judge(["Der Hund schläft heute im großen Garten"], settings, "code").tolist() == [Use.TRAIN]
     assert judge([], settings, "prose").tolist() == []
 
 

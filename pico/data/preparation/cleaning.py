@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from pico.config import Cleaning
-from pico.data.preparation.sampling import Fate
+from pico.data.tokens.documents import Use
 
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
 """The addresses in use: RFC 5321 without quoted names and address literals."""
@@ -105,24 +105,24 @@ def _replace(pattern: re.Pattern[str], kind: str, text: str, found: Counter[str]
 
 
 def judge(texts: Sequence[str], settings: Cleaning, domain: str) -> np.ndarray:
-    """The fate of each text by its own length, characters and language: TRAIN, or why it is dropped; uint8."""
-    fates = np.full(len(texts), Fate.TRAIN, np.uint8)
+    """The use of each text by its own length, characters and language: TRAIN, or why it is dropped; uint8."""
+    uses = np.full(len(texts), Use.TRAIN, np.uint8)
     if not len(texts):
-        return fates
+        return uses
     sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
     letters, control, visible, characters = profile(texts)
     # In rising order of what is said: a text that is too short is only that.
     if settings.languages is not None and domain not in settings.verbatim_domains:
         from py3langid import classify  # langid.py's model of 97 languages, which lies in the wheel
 
-        fates[[classify(text)[0] not in settings.languages for text in texts]] = Fate.LANGUAGE
-    fates[letters < settings.min_letter_fraction * visible] = Fate.LETTERS
-    fates[control > settings.max_control_fraction * characters] = Fate.CONTROL
+        uses[[classify(text)[0] not in settings.languages for text in texts]] = Use.LANGUAGE
+    uses[letters < settings.min_letter_fraction * visible] = Use.LETTERS
+    uses[control > settings.max_control_fraction * characters] = Use.CONTROL
     if settings.max_document_bytes is not None:
-        fates[sizes > settings.max_document_bytes] = Fate.LONG
+        uses[sizes > settings.max_document_bytes] = Use.LONG
     blank = np.fromiter((not text or text.isspace() for text in texts), bool, len(texts))
-    fates[(sizes < settings.min_document_bytes) | blank] = Fate.SHORT
-    return fates
+    uses[(sizes < settings.min_document_bytes) | blank] = Use.SHORT
+    return uses
 
 
 def profile(texts: Sequence[str]) -> tuple[np.ndarray, ...]:

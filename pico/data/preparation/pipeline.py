@@ -1,6 +1,6 @@
 """From documents to tokens: cleaning, deduplication, tokenizer, held-out sets, packed shards, and the account of all.
 
-`prepare` runs seven steps in a working folder, `runs/prepare/<fingerprint>/`. Each is a function of files and settings,
+`prepare` runs eight steps in a working folder, `runs/prepare/<fingerprint>/`. Each is a function of files and settings,
 spread over blocks of documents or over shards; what is finished there is not done again after a kill. Memory is that of
 a block and a shard, whatever the size of the corpus.
 """
@@ -15,7 +15,7 @@ from pico.config import Cleaning, Packing, Tokenizer
 from pico.data.preparation.filtering import clean_blocks, hold_out
 from pico.data.preparation.provenance import account, provenance_of
 from pico.data.preparation.sampling import survey
-from pico.data.preparation.shards import write_heldout_rows, write_shards
+from pico.data.preparation.shards import write_documents, write_heldout_rows, write_shards
 from pico.data.preparation.shuffling import mixture, plan
 from pico.data.preparation.token_rows import are_rows, keep_rows, lay_rows, survey_rows
 from pico.data.preparation.tokenization import make_tokenizer, tokenize
@@ -75,10 +75,10 @@ def _prepare(
     blocks = find_blocks(documents)
     folder, row_len = out / "tokenizer", packing.seq_len + 1
 
-    def tokenizer_made(fates: Path | None = None) -> None:
+    def tokenizer_made(uses: Path | None = None) -> None:
         if not (folder / "meta.json").exists():
             step(make_tokenizer)(
-                folder, documents, work, blocks, fates, tokenizer, packing.tokenizer_sample_bytes, vocab_size
+                folder, documents, work, blocks, uses, tokenizer, packing.tokenizer_sample_bytes, vocab_size
             )
 
     rows_alone = are_rows(documents, tokenizer, packing)
@@ -87,21 +87,22 @@ def _prepare(
         entries, limit = tokenizer_meta(folder)["vocab_size"], packing.max_domain_bytes
         chosen = step(survey_rows)(work, blocks, limit, row_len, folder, told.of("survey"))
         decided = step(keep_rows)(work, blocks, chosen, told.of("clean"))
-        fates = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
-        step(lay_rows)(work, blocks, fates, row_len, entries, told.of("tokenize"))
+        uses = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
+        step(lay_rows)(work, blocks, uses, row_len, entries, told.of("tokenize"))
     else:
         chosen = step(survey)(work, blocks, packing.max_domain_bytes, told.of("survey"))
         decided = step(clean_blocks)(work, blocks, chosen, cleaning, told.of("clean"))
-        fates = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
-        tokenizer_made(fates)
-        step(tokenize)(work, blocks, fates, folder, told.of("tokenize"))
+        uses = step(hold_out)(work, blocks, decided, packing.heldout_fraction)
+        tokenizer_made(uses)
+        step(tokenize)(work, blocks, uses, folder, told.of("tokenize"))
     sizes = token_bytes(load_tokenizer(folder))
-    books = account(work, blocks, fates)
+    books = account(work, blocks, uses)
     repetitions = mixture({domain: entry["train_tokens"] for domain, entry in books.items()}, packing.mixture,
                     packing.max_repetitions)  # fmt: skip
     segments, counts = step(plan)(work, blocks, packing, repetitions, told.of("plan"))
     unigram = step(write_shards)(work, out, blocks, segments, packing, counts["rows"], len(sizes), told.of("write"))
     heldout = step(write_heldout_rows)(work, out, blocks, packing, sizes)
+    step(write_documents)(work, out, blocks, uses, repetitions)
     meta = tokenizer_meta(folder)
     provenance = provenance_of(out, books, repetitions, counts, heldout, unigram, meta, row_len)
     provenance |= {"unit": "row" if rows_alone else "document", "shuffled": packing.shuffle}

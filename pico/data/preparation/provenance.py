@@ -8,27 +8,28 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pico.data.preparation.sampling import DROPPED, Fate, read_fates
+from pico.data.preparation.sampling import block_uses
 from pico.data.preparation.unigram import bits_per_byte, unigram_bits
 from pico.data.preparation.work import Block, Work
+from pico.data.tokens.documents import DROPPED, Use
 from pico.data.tokens.loader import heldout_rows
 from pico.files import read_json
 
 
-def account(work: Work, blocks: Sequence[Block], fates: Path) -> dict[str, dict[str, Any]]:
+def account(work: Work, blocks: Sequence[Block], uses: Path) -> dict[str, dict[str, Any]]:
     """The account of each domain, up to its tokens."""
     return {
-        domain: _domain(work, [block for block in blocks if block.domain == domain], fates)
+        domain: _domain(work, [block for block in blocks if block.domain == domain], uses)
         for domain in sorted({block.domain for block in blocks})
     }
 
 
-def _domain(work: Work, own: Sequence[Block], fates: Path) -> dict[str, Any]:
-    by_fate = np.zeros(len(Fate), np.int64)
+def _domain(work: Work, own: Sequence[Block], uses: Path) -> dict[str, Any]:
+    by_use = np.zeros(len(Use), np.int64)
     read_bytes = kept_bytes = tokens = heldout_tokens = normalised = changed = 0
     redacted: Counter[str] = Counter()
     for block in own:
-        by_fate += np.bincount(read_fates(fates, block), minlength=len(Fate))
+        by_use += np.bincount(block_uses(uses, block), minlength=len(Use))
         read_bytes += int(pq.read_table(work.file("index", block.number))["n_bytes"].to_numpy().sum())
         cleaned = read_json(work.file("cleaned", block.number, ".json"))
         normalised, redacted = normalised + cleaned["changed"], redacted + Counter(cleaned["redacted"])
@@ -40,14 +41,14 @@ def _domain(work: Work, own: Sequence[Block], fates: Path) -> dict[str, Any]:
             tokens += int(lengths.sum())
             heldout_tokens += int(lengths[table["heldout"].to_numpy()].sum())
             changed += int(table["changed"].to_numpy().sum())
-    train, heldout = int(by_fate[Fate.TRAIN]), int(by_fate[Fate.HELDOUT])
+    train, heldout = int(by_use[Use.TRAIN]), int(by_use[Use.HELDOUT])
     return {
         "sources": list(dict.fromkeys(block.name for block in own)),
-        "documents_read": int(by_fate.sum()),
+        "documents_read": int(by_use.sum()),
         "bytes_read": read_bytes,
-        "duplicates_dropped": int(by_fate[Fate.DUPLICATE]),
-        "sampled_out": int(by_fate[Fate.SAMPLED_OUT]),
-        "dropped": {fate.name.lower(): int(by_fate[fate]) for fate in DROPPED},
+        "duplicates_dropped": int(by_use[Use.DUPLICATE]),
+        "sampled_out": int(by_use[Use.SAMPLED_OUT]),
+        "dropped": {use.label: int(by_use[use]) for use in DROPPED},
         "changed_by_cleaning": normalised,
         "redacted": {kind: redacted[kind] for kind in ("email", "phone", "key")},
         "documents": train + heldout,

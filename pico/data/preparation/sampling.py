@@ -1,7 +1,6 @@
 """Which documents are worked on at all: the first of each text, and of large domains a random sample."""
 
 from collections.abc import Sequence
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -9,35 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pico.data.preparation.work import Block, Progress, Work, write_table
-
-
-class Fate(IntEnum):
-    """What becomes of a document. All but the first two are reasons for which it was dropped."""
-
-    TRAIN = 0
-    HELDOUT = 1
-    DUPLICATE = 2
-    """Of the same text as an earlier one."""
-    SAMPLED_OUT = 3
-    """Beyond `packing.max_domain_bytes`."""
-    SHORT = 4
-    LONG = 5
-    CONTROL = 6
-    """Too many control and replacement characters."""
-    LETTERS = 7
-    """Too few letters and digits."""
-    LANGUAGE = 8
-    CLEANED_DUPLICATE = 9
-    """Of the same text as an earlier one, after cleaning."""
-    NEAR_DUPLICATE = 10
-
-
-DROPPED = [fate for fate in Fate if fate > Fate.SAMPLED_OUT]
-"""What cleaning and near-deduplication drop documents for."""
+from pico.data.tokens.documents import Use
 
 
 def survey(work: Work, blocks: Sequence[Block], max_domain_bytes: int | None, progress: Progress) -> Path:
-    """Gives the file of fates (uint8, one a document, in reading order): TRAIN, DUPLICATE or SAMPLED_OUT.
+    """Gives the file of uses (`Use` as uint8, one a document, in reading order): TRAIN, DUPLICATE or SAMPLED_OUT.
 
     Of documents with the same text the first is kept. Of a domain with more than `max_domain_bytes` of text a random
     sample of documents is kept, in the order of their hashes' last digits: the first digits decide what is held out, so
@@ -54,23 +29,23 @@ def choose(work: Work, blocks: Sequence[Block], max_domain_bytes: int | None) ->
     domains = sorted({block.domain for block in blocks})
 
     def mark(folder: Path) -> None:
-        fates = new_array(folder / "fates", np.uint8, blocks)
+        uses = new_array(folder / "uses", np.uint8, blocks)
         last = None
         for batch in work.sorted("index", "doc, hi, lo", "hi, lo, doc"):
             repeated, last = repeats(batch, ("hi", "lo"), last)
-            fates[batch["doc"][repeated]] = Fate.DUPLICATE
+            uses[batch["doc"][repeated]] = Use.DUPLICATE
         if max_domain_bytes is not None:
             totals = np.zeros(len(domains), np.int64)
             for batch in work.sorted("index", "domain, doc, n_bytes", "domain, lo, hi, doc"):
-                distinct = fates[batch["doc"]] != Fate.DUPLICATE
+                distinct = uses[batch["doc"]] != Use.DUPLICATE
                 for domain in np.unique(batch["domain"]):
                     here = distinct & (batch["domain"] == domain)
                     running = totals[domain] + np.cumsum(batch["n_bytes"][here])
-                    fates[batch["doc"][here][running > max_domain_bytes]] = Fate.SAMPLED_OUT
+                    uses[batch["doc"][here][running > max_domain_bytes]] = Use.SAMPLED_OUT
                     totals[domain] = running[-1] if len(running) else totals[domain]
-        fates.flush()
+        uses.flush()
 
-    return work.once("chosen", mark) / "fates"
+    return work.once("chosen", mark) / "uses"
 
 
 def index_block(work: Work, block: Block, domain: int) -> None:
@@ -122,6 +97,6 @@ def documents_of(blocks: Sequence[Block]) -> int:
     return blocks[-1].first + blocks[-1].rows if blocks else 0
 
 
-def read_fates(path: Path, block: Block) -> np.ndarray:
-    """The fates of a block's documents."""
+def block_uses(path: Path, block: Block) -> np.ndarray:
+    """Returns the uses of a block's documents, as far as they are decided."""
     return np.fromfile(path, np.uint8, block.rows, offset=block.first)

@@ -4,20 +4,38 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pico.config import Packing
-from pico.data.preparation.shuffling import SEGMENT, segment_file
+from pico.data.preparation.sampling import block_uses, new_array, words_of
+from pico.data.preparation.shuffling import SEGMENT, copies, segment_file
 from pico.data.preparation.tokenization import id_type
 from pico.data.preparation.work import Block, Progress, Work, write_bytes
+from pico.data.tokens.documents import LABELS, Use
 from pico.data.tokens.heldout import spread_evenly, target_bytes, write_heldout
 from pico.data.tokens.packing import WRITE, parts_of, segments, shard_name, write_rows
+from pico.files import full_disk_named
 
 PROVENANCE_ROWS = 2**16
 """Segments of a row group, the unit that is read to look at a row."""
+
+
+class Source(NamedTuple):
+    """A source of documents."""
+
+    name: str
+    domain: str
+    first: int
+    """The number of its first document, counted over all sources."""
+
+
+def sources_of(blocks: Sequence[Block]) -> dict[int, Source]:
+    """Returns the sources that have documents, by their place in sources.json."""
+    return {block.source: Source(block.name, block.domain, block.first - block.first_row) for block in blocks}
 
 
 def write_shards(
@@ -28,12 +46,13 @@ def write_shards(
     count = -(-rows // packing.rows_per_shard)
     for name in ("train", "train-provenance"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    domains = {block.source: (block.name, block.domain) for block in blocks}
+    (work.folder / "published").mkdir(exist_ok=True)
+    sources = sources_of(blocks)
     calls = []
     for number in range(count):
         size = min(packing.rows_per_shard, rows - number * packing.rows_per_shard)
         first = number * packing.rows_per_shard
-        calls.append((number, out, plan, count, (first, size, packing.seq_len + 1), vocab_size, domains))
+        calls.append((number, out, plan, count, (first, size, packing.seq_len + 1), vocab_size, sources))
     work.each("counts", write_shard, calls, progress)
     counts = np.zeros(vocab_size, np.int64)
     for number in range(count):
@@ -49,16 +68,19 @@ def write_shard(
     count: int,
     shape: tuple[int, int, int],
     vocab_size: int,
-    domains: Mapping[int, tuple[str, str]],
+    sources: Mapping[int, Source],
 ) -> None:
-    """One shard, its provenance, and how often each id occurs in it. `shape`: the number of its first row, rows, ids
-    of a row."""
+    """Writes one shard, its provenance, the documents in it, and how often each id occurs in it.
+
+    `shape`: the number of its first row, rows, ids of a row.
+    """
     first, size, row_len = shape
     found = np.fromfile(segment_file(plan, number), SEGMENT)
     rows = gather(work, found, (size, row_len), vocab_size)
     name = shard_name(number, count)
     write_whole(out / "train" / name, rows)
-    write_provenance(out / "train-provenance" / name, found, first, domains)
+    write_provenance(out / "train-provenance" / name, found, first, sources)
+    write_bytes(work.file("published", number, ".train"), documents_in(found, sources))
     counts = np.zeros(vocab_size, np.int64)
     for part in parts_of(rows):
         counts += np.bincount(part.reshape(-1), minlength=vocab_size)
@@ -99,7 +121,15 @@ def gather(work: Work, found: np.ndarray, shape: tuple[int, int], vocab_size: in
     return rows
 
 
-def write_provenance(path: Path, found: np.ndarray, first: int, domains: Mapping[int, tuple[str, str]]) -> None:
+def documents_in(found: np.ndarray, sources: Mapping[int, Source]) -> np.ndarray:
+    """Returns the numbers of the documents that segments are parts of: int64, ascending."""
+    numbers = found["source_row"].copy()
+    for source in np.unique(found["source"]).tolist():
+        numbers[found["source"] == source] += sources[source].first
+    return np.unique(numbers)
+
+
+def write_provenance(path: Path, found: np.ndarray, first: int, sources: Mapping[int, Source]) -> None:
     """Writes which document each part of each row came from, sorted by row and place. Columns:
 
     `row` (int64, counted over all shards), `position` (of the segment in the row), `length` (ids), `document` (its id),
@@ -108,10 +138,10 @@ def write_provenance(path: Path, found: np.ndarray, first: int, domains: Mapping
     found = found[np.lexsort((found["at"], found["row"]))]
     hexadecimal = found["id"].astype(">u8").tobytes().hex()
     ids = [hexadecimal[start : start + 64] for start in range(0, len(hexadecimal), 64)]
-    sources = sorted(domains)
-    names = pa.array([domains[source][0] for source in sources])
-    kinds = pa.array([domains[source][1] for source in sources])
-    index = pa.array(np.searchsorted(sources, found["source"]).astype(np.int32))
+    numbers = sorted(sources)
+    names = pa.array([sources[number].name for number in numbers])
+    domains = pa.array([sources[number].domain for number in numbers])
+    index = pa.array(np.searchsorted(numbers, found["source"]).astype(np.int32))
     columns = {
         "row": pa.array(found["row"].astype(np.int64) + first),
         "position": pa.array(found["at"]),
@@ -119,7 +149,7 @@ def write_provenance(path: Path, found: np.ndarray, first: int, domains: Mapping
         "document": pa.array(ids, pa.string()),
         "offset": pa.array(found["offset"]),
         "source": names.take(index),
-        "domain": kinds.take(index),
+        "domain": domains.take(index),
         "document_row": pa.array(found["source_row"]),
     }
     options = WRITE | {"use_dictionary": ["source", "domain"], "write_statistics": ["row"]}
@@ -139,12 +169,12 @@ def write_heldout_rows(
     `sizes`: bytes of each id.
     """
     row_len = packing.seq_len + 1
-    sources = {block.source: (block.name, block.domain) for block in blocks}
+    sources = sources_of(blocks)
     for name in ("heldout", "heldout-provenance", "tinsy"):
         (out / name).mkdir(parents=True, exist_ok=True)
     counts = {}
     for domain in sorted({block.domain for block in blocks}):
-        own = ",".join(str(source) for source in sorted(sources) if sources[source][1] == domain)
+        own = ",".join(str(source) for source in sorted(sources) if sources[source].domain == domain)
         where = f"heldout AND source IN ({own})"
         order = "id_0, id_1, id_2, id_3, doc"
         total = sum(int(batch["length"].sum()) for batch in work.sorted("tokens", "length", order, where))
@@ -154,6 +184,7 @@ def write_heldout_rows(
         rows = gather(work, found, (len(chosen), row_len), len(sizes))
         write_heldout(out / "heldout" / f"{domain}.parquet", rows, target_bytes(rows, sizes))
         write_provenance(out / "heldout-provenance" / f"{domain}.parquet", found, 0, sources)
+        write_bytes(work.folder / "published" / f"{domain}.heldout", documents_in(found, sources))
         few = rows[spread_evenly(len(rows), packing.tinsy_rows)]
         write_heldout(out / "tinsy" / f"{domain}.parquet", few, target_bytes(few, sizes))
         counts[domain] = {"tokens": total, "rows": whole, "kept": len(chosen), "tinsy": len(few)}
@@ -184,3 +215,59 @@ def _heldout_segments(work: Work, where: str, order: str, chosen: np.ndarray, ro
             part["id"][:, number] = batch[f"id_{number}"][document]
         parts.append(part)
     return np.concatenate(parts)
+
+
+def write_documents(
+    work: Work, out: Path, blocks: Sequence[Block], uses: Path, repetitions: Mapping[str, float]
+) -> None:
+    """Writes `documents/`, the use of every document (see `pico.data.tokens.documents`), a file a source.
+
+    `uses`: what was decided of each document. Whether a row that is published holds a part of it, shards and held-out
+    rows say, which are written before. `repetitions`: by domain, see `mixture`.
+    """
+    (out / "documents").mkdir(exist_ok=True)
+
+    def combine(folder: Path) -> None:
+        published = new_array(folder / "published", bool, blocks)
+        for path in sorted((work.folder / "published").iterdir()):
+            published[np.fromfile(path, np.int64)] = True
+        published.flush()
+
+    published = work.once("combined", combine) / "published"
+    calls = [
+        (
+            number,
+            out,
+            [block for block in blocks if block.source == number],
+            uses,
+            published,
+            repetitions[source.domain],
+        )
+        for number, source in sources_of(blocks).items()
+    ]
+    work.each("documents", write_source, calls)
+
+
+def write_source(
+    work: Work, number: int, out: Path, blocks: Sequence[Block], uses: Path, published: Path, repetitions: float
+) -> None:
+    """Writes the table of one source, whose blocks are `blocks`; a row group a block."""
+    path = out / "documents" / f"{blocks[0].name}.parquet"
+    partial = path.with_name(f".{path.name}.partial")
+    options = WRITE | {"use_dictionary": ["use"]}
+    schema = pa.schema([("id", pa.string()), ("use", pa.string())])
+    with full_disk_named(path), pq.ParquetWriter(partial, schema, **options) as writer:
+        for block in blocks:
+            ids = block.read(["id"])["id"]
+            own = block_uses(uses, block)
+            found = np.fromfile(published, bool, block.rows, offset=block.first)
+            drawn = copies(words_of(ids.to_pylist())[:, 0], repetitions) > 0
+            own[(own == Use.TRAIN) & ~found] = Use.TAIL
+            own[(own == Use.TAIL) & ~drawn] = Use.NOT_REPEATED
+            own[(own == Use.HELDOUT) & ~found] = Use.BEYOND_HELDOUT_ROWS
+            writer.write_table(
+                pa.table({"id": ids, "use": LABELS.take(pa.array(own))}), row_group_size=block.rows or None
+            )
+        writer.close()
+        os.replace(partial, path)
+    write_bytes(work.file("documents", number, ".done"), b"")

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pico.config import Packing, Tokenizer
-from pico.data.preparation.sampling import Fate, choose, halves, new_array, read_fates, words_of
+from pico.data.preparation.sampling import block_uses, choose, halves, new_array, words_of
 from pico.data.preparation.tokenization import id_type
 from pico.data.preparation.work import Block, Progress, Work, write_bytes, write_table
+from pico.data.tokens.documents import Use
 from pico.data.tokens.tokenizer import load_tokenizer, token_bytes, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import canonical_json, read_json
@@ -51,7 +52,7 @@ def are_rows(documents: Path, tokenizer: Tokenizer, packing: Packing) -> bool:
 def survey_rows(
     work: Work, blocks: Sequence[Block], max_domain_bytes: int | None, row_len: int, tokenizer: Path, progress: Progress
 ) -> Path:
-    """Gives the file of fates, as `sampling.survey` does for text. Raises PicoError where an id has no entry in the
+    """Gives the file of uses, as `sampling.survey` does for text. Raises PicoError where an id has no entry in the
     tokenizer, or the EOS of the tokenizer is in no row at all: then another one made them."""
     domains = {domain: number for number, domain in enumerate(sorted({block.domain for block in blocks}))}
     calls = [(block, domains[block.domain], row_len, tokenizer) for block in blocks]
@@ -97,13 +98,13 @@ def index_rows(work: Work, block: Block, domain: int, row_len: int, tokenizer: P
 
 
 def keep_rows(work: Work, blocks: Sequence[Block], chosen: Path, progress: Progress) -> Path:
-    """Gives a folder as `pico.data.preparation.filtering` does: the fates as they are, and each row its own cluster."""
+    """Gives a folder as `pico.data.preparation.filtering` does: the uses as they are, and each row its own cluster."""
     work.each("cleaned", keep_block, [(block, chosen) for block in blocks], progress, [block.rows for block in blocks])
 
     def decide(folder: Path) -> None:
-        fates = new_array(folder / "fates", np.uint8, blocks)
-        fates[:] = np.fromfile(chosen, np.uint8)
-        fates.flush()
+        uses = new_array(folder / "uses", np.uint8, blocks)
+        uses[:] = np.fromfile(chosen, np.uint8)
+        uses.flush()
         new_array(folder / "parents", np.int64, blocks).flush()
 
     return work.once("decided", decide)
@@ -112,7 +113,7 @@ def keep_rows(work: Work, blocks: Sequence[Block], chosen: Path, progress: Progr
 def keep_block(work: Work, block: Block, chosen: Path) -> None:
     """`clean/<block>.parquet` of the rows that are neither duplicates nor sampled out, without text."""
     (work.folder / "clean").mkdir(exist_ok=True)
-    rows = np.flatnonzero(read_fates(chosen, block) == Fate.TRAIN)
+    rows = np.flatnonzero(block_uses(chosen, block) == Use.TRAIN)
     if len(rows):
         index = pq.read_table(work.file("index", block.number), columns=["doc", "hi", "lo", "n_bytes"])
         table = index.take(pa.array(rows)).append_column("row", pa.array(block.first_row + rows))
@@ -123,14 +124,14 @@ def keep_block(work: Work, block: Block, chosen: Path) -> None:
 
 
 def lay_rows(
-    work: Work, blocks: Sequence[Block], fates: Path, row_len: int, vocab_size: int, progress: Progress
+    work: Work, blocks: Sequence[Block], uses: Path, row_len: int, vocab_size: int, progress: Progress
 ) -> None:
     """Lays the ids of all kept rows into files by block, as `tokenization.tokenize` does for text."""
-    calls = [(block, fates, row_len, vocab_size) for block in blocks]
+    calls = [(block, uses, row_len, vocab_size) for block in blocks]
     work.each("tokens", lay_block, calls, progress, [block.rows for block in blocks])
 
 
-def lay_block(work: Work, block: Block, fates: Path, row_len: int, vocab_size: int) -> None:
+def lay_block(work: Work, block: Block, uses: Path, row_len: int, vocab_size: int) -> None:
     """The ids of a block's kept rows, and the table of where each lies; `vocab_size`: entries of the tokenizer."""
     (work.folder / "ids").mkdir(exist_ok=True)
     path = work.file("clean", block.number)
@@ -145,7 +146,7 @@ def lay_block(work: Work, block: Block, fates: Path, row_len: int, vocab_size: i
     columns |= {
         "source": np.full(len(ids), block.source, np.int32),
         "block": np.full(len(ids), block.number, np.int32),
-        "heldout": read_fates(fates, block)[here] == Fate.HELDOUT,
+        "heldout": block_uses(uses, block)[here] == Use.HELDOUT,
         "start": np.arange(len(ids), dtype=np.int64) * row_len,
         "length": np.full(len(ids), row_len, np.int64),
         "changed": np.zeros(len(ids), bool),

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pico.config import Tokenizer
-from pico.data.preparation.sampling import Fate, read_fates, words_of
+from pico.data.preparation.sampling import block_uses, words_of
 from pico.data.preparation.work import Block, Progress, Work, write_bytes, write_table
+from pico.data.tokens.documents import Use
 from pico.data.tokens.encoding import Encoder
 from pico.data.tokens.tokenizer import (
     EOS,
@@ -29,12 +30,12 @@ CHECKED = 2**17
 """Ids that are turned back into text at a time."""
 
 
-def sample_texts(work: Work, blocks: Sequence[Block], fates: Path, sample_bytes: int) -> list[str]:
+def sample_texts(work: Work, blocks: Sequence[Block], uses: Path, sample_bytes: int) -> list[str]:
     """Training texts of `sample_bytes` in all, each domain's share that of its bytes.
 
     Within a domain the lowest ids come first: hashes, so a random sample, and the same whatever the order of sources.
     """
-    kept = np.memmap(fates, np.uint8, "r") == Fate.TRAIN
+    kept = np.memmap(uses, np.uint8, "r") == Use.TRAIN
     sizes: dict[str, int] = {}
     for block in blocks:
         path = work.file("clean", block.number)
@@ -71,20 +72,20 @@ def make_tokenizer(
     documents: Path,
     work: Work,
     blocks: Sequence[Block],
-    fates: Path | None,
+    uses: Path | None,
     settings: Tokenizer,
     sample_bytes: int,
     vocab_size: int,
 ) -> None:
     """Writes to `folder` the tokenizer asked for: pretrained, or trained on a sample of the training documents, which
-    `fates` tells."""
+    `uses` tells."""
     if settings.pretrained is not None:
         eos = settings.pretrained.eos_token
         made = pretrained(documents / "tokenizer", settings.vocab_size, eos)
     else:
-        assert fates is not None
+        assert uses is not None
         eos = EOS
-        made = train_bpe(sample_texts(work, blocks, fates, sample_bytes), settings.vocab_size)
+        made = train_bpe(sample_texts(work, blocks, uses, sample_bytes), settings.vocab_size)
     if made.get_vocab_size() > vocab_size:
         raise PicoError(
             f"the tokenizer has {made.get_vocab_size()} entries, the models' embedding only {vocab_size}",
@@ -95,13 +96,13 @@ def make_tokenizer(
     release_memory()  # of the words that were counted
 
 
-def tokenize(work: Work, blocks: Sequence[Block], fates: Path, tokenizer: Path, progress: Progress) -> None:
+def tokenize(work: Work, blocks: Sequence[Block], uses: Path, tokenizer: Path, progress: Progress) -> None:
     """Encodes every kept document. Raises PicoError where the tokenizer loses text."""
-    work.each("tokens", tokenize_block, [(block, fates, tokenizer) for block in blocks], progress,
+    work.each("tokens", tokenize_block, [(block, uses, tokenizer) for block in blocks], progress,
               [block.rows for block in blocks])  # fmt: skip
 
 
-def tokenize_block(work: Work, block: Block, fates: Path, tokenizer: Path) -> None:
+def tokenize_block(work: Work, block: Block, uses: Path, tokenizer: Path) -> None:
     """Writes the ids of a block's kept documents, and of each `doc`, `row`, `id_0` to `id_3`, `domain`, `source`,
     `block`, `heldout`, `n_bytes`, `start` (in the file of ids), `length` (EOS counted) and `changed`: whether the ids
     do not give back the text."""
@@ -110,9 +111,9 @@ def tokenize_block(work: Work, block: Block, fates: Path, tokenizer: Path) -> No
     if not path.exists():
         return
     table = pq.read_table(path, columns=["doc", "row", "id", "n_bytes", "text"])
-    fate = read_fates(fates, block)[table["doc"].to_numpy() - block.first]
-    table = table.filter(pa.array(fate <= Fate.HELDOUT))
-    fate = fate[fate <= Fate.HELDOUT]
+    use = block_uses(uses, block)[table["doc"].to_numpy() - block.first]
+    table = table.filter(pa.array(use <= Use.HELDOUT))
+    use = use[use <= Use.HELDOUT]
     encoder, pieces = _tokenizer(tokenizer)
     loaded = encoder.tokenizer
     ids, lengths = encoder.encode(table["text"])
@@ -130,9 +131,9 @@ def tokenize_block(work: Work, block: Block, fates: Path, tokenizer: Path) -> No
     columns = {name: table[name] for name in ("doc", "row", "n_bytes")}
     columns |= {f"id_{number}": words[:, number] for number in range(4)}
     columns |= {
-        "source": np.full(len(fate), block.source, np.int32),
-        "block": np.full(len(fate), block.number, np.int32),
-        "heldout": fate == Fate.HELDOUT,
+        "source": np.full(len(use), block.source, np.int32),
+        "block": np.full(len(use), block.number, np.int32),
+        "heldout": use == Use.HELDOUT,
         "start": starts,
         "length": lengths,
         "changed": changed,

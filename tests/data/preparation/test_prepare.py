@@ -1,17 +1,21 @@
 """From documents to tokens: everything accounted for, nothing held out in training."""
 
 import json
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_documents import made_up, packing, small_corpus, write_documents
 from prepared_corpus import all_training_rows, contents, prepare, segments
 
 from pico.config import PretrainedTokenizer, Tokenizer
+from pico.data.tokens.documents import DROPPED, Use, read_uses
 from pico.data.tokens.loader import heldout_rows
 from pico.data.tokens.tokenizer import EOS, load_tokenizer, token_bytes, tokenizer_meta
+from pico.errors import PicoError
 
 
 def texts_of(documents, names):
@@ -36,6 +40,7 @@ def test_what_is_published_is_what_the_contract_says(made):
         "provenance.json", "tokenizer/meta.json", "tokenizer/tokenizer.json",
         *(f"{part}/{domain}.parquet" for part in ("heldout", "heldout-provenance", "tinsy")
           for domain in ("prose", "verse")),
+        *(f"documents/{source}.parquet" for source in ("novels", "essays", "odes")),
         *(f"{part}/{name}" for part in ("train", "train-provenance") for name in each),
     }  # fmt: skip
     assert tokenizer_meta(tokens / "tokenizer") == {"kind": "bpe", "vocab_size": 300, "eos_token": EOS, "eos_id": 0}
@@ -185,3 +190,51 @@ def test_shares_of_domains_are_kept_and_repetition_is_stated(corpus, made, tmp_p
     assert sum(tokens.values()) == rows.size
     assert tokens["verse"] / rows.size == pytest.approx(0.75, abs=0.04)
     assert provenance["total"]["seen_tokens"] == rows.size + provenance["total"]["tail_tokens_dropped"]
+
+
+def test_the_use_of_every_document_agrees_with_what_was_counted_and_what_was_published(tmp_path):
+    texts = made_up(160, seed=5)
+    accents = [text.replace("é", "e\u0301") for text in texts if "é" in text]  # the same in normal form
+    damaged = [*texts, *texts[:4], *["- --- --"] * 2, "\x01\x02\x03 a", *accents[:9]]
+    corpus = write_documents(
+        tmp_path / "documents",
+        {"one": ("prose", damaged[:90]), "two": ("prose", damaged[90:]), "odes": ("verse", made_up(60, 6))},
+    )
+    own = {"seq_len": 600, "heldout_fraction": 0.4, "heldout_rows": 1, "max_domain_bytes": 14_000}
+    settings = packing(**own, mixture={"prose": 1.0, "verse": 3.0}, max_repetitions=1.0)
+    provenance = prepare(corpus, tmp_path / "tokens", packing=settings)
+    found = {}
+    for source in ("one", "two", "odes"):
+        table = pq.ParquetFile(tmp_path / "tokens" / "documents" / f"{source}.parquet")
+        theirs = pq.ParquetFile(corpus / f"{source}.parquet")
+        assert table.schema_arrow.names == ["id", "use"]
+        assert table.read(["id"])["id"].to_pylist() == theirs.read(["id"])["id"].to_pylist()
+        sizes = [[f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)] for f in (table, theirs)]
+        assert sizes[0] == sizes[1]
+        uses = [Use(code) for g in range(len(sizes[0])) for code in read_uses(tmp_path / "tokens", source, g)]
+        assert [use.label for use in uses] == table.read(["use"])["use"].to_pylist()
+        found[source] = uses
+        for part, use in (("train", Use.TRAIN), ("heldout", Use.HELDOUT)):
+            rows = {entry["document_row"] for entry in segments(tmp_path / "tokens", part) if entry["source"] == source}
+            assert rows == {row for row, own in enumerate(uses) if own == use}
+    for domain, names in {"prose": ("one", "two"), "verse": ("odes",)}.items():
+        counts = Counter(use for name in names for use in found[name])
+        account = provenance["domains"][domain]
+        assert counts[Use.DUPLICATE] == account["duplicates_dropped"]
+        assert counts[Use.SAMPLED_OUT] == account["sampled_out"]
+        assert {use.label: counts[use] for use in DROPPED} == account["dropped"]
+        assert counts[Use.TRAIN] + counts[Use.TAIL] + counts[Use.NOT_REPEATED] == account["train_documents"]
+        assert counts[Use.HELDOUT] + counts[Use.BEYOND_HELDOUT_ROWS] == account["heldout_documents"]
+    seen = {use for uses in found.values() for use in uses}
+    assert set(Use) - seen <= {Use.SHORT, Use.LONG, Use.LANGUAGE, Use.NEAR_DUPLICATE}  # for all others there is a case
+
+
+def test_a_table_of_uses_that_is_missing_torn_or_strange_is_named(made, tmp_path):
+    with pytest.raises(PicoError, match="novels"):
+        read_uses(tmp_path, "novels", 0)
+    (tmp_path / "documents").mkdir()
+    table = pq.read_table(made[0] / "documents" / "novels.parquet")
+    strange = table.set_column(1, "use", pa.array(["lost"] * table.num_rows))
+    pq.write_table(strange, tmp_path / "documents" / "novels.parquet")
+    with pytest.raises(PicoError, match="unknown use, 'lost'"):
+        read_uses(tmp_path, "novels", 0)
