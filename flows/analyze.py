@@ -10,9 +10,9 @@ from typing import Any
 
 from prefect import task
 
-from flows.stage import Stage, run
+from flows.stage import Stage, run, watched_by_dvc
 from pico.analysis.engine.comparisons import other_runs
-from pico.analysis.engine.plugins import MetricFile, read_metric_files
+from pico.analysis.engine.plugins import read_metric_files
 from pico.analysis.engine.run import analysis_folder, analyze_run, find_checkpoints
 from pico.analysis.engine.table import read_table
 from pico.behaviour.checkpoint import BehaviourTask, identity, measure_checkpoint
@@ -20,6 +20,7 @@ from pico.behaviour.settings import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.config import Analysis, Behaviour
 from pico.errors import PicoError
+from pico.expectations.suites import check_table
 from pico.files import publish
 
 DATA = Path("data")
@@ -77,6 +78,7 @@ def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
 
 def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
     """What is measured and compared with what; another run is a model of the same suite, or the folder of one."""
+    watched_by_dvc("analyze", settings.files, "params.yaml: analysis.files")
     siblings = {name: source.parent / name for name in other_runs(settings.compare)}
     return {
         "layers": settings.layers,
@@ -85,24 +87,8 @@ def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:
         "others": {name: folder if folder.is_dir() else Path(name) for name, folder in siblings.items()},
         "device": stage.device(),
         "data_types": settings.data_types,
-        "files": _watched(read_metric_files(settings.files)),
+        "files": read_metric_files(settings.files),
     }
-
-
-def _watched(files: tuple[MetricFile, ...]) -> tuple[MetricFile, ...]:
-    """The same; refuses files that DVC would not see change."""
-    from ruamel.yaml import YAML
-
-    deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["analyze"]["deps"]
-    for file in files:
-        path = Path(file.path)
-        if not any(str(folder) in deps for folder in (path, *path.parents)):
-            raise PicoError(
-                f"{file.path} is no dep of stage analyze, so that DVC would not notice when it changes",
-                where="params.yaml: analysis.files",
-                mend=f"add it in dvc.yaml to the deps of stage analyze:  - {file.path}",
-            )
-    return files
 
 
 @task
@@ -166,6 +152,9 @@ def analyze(stage: Stage) -> None:
     model, params = stage.model, stage.params
     if model is None:
         raise PicoError("stage analyze runs once per model", mend="give one: python -m flows.analyze --model NAME")
+    suites = params.gates.suites
+    own = [suite.file for suite in suites if suite.on == "metrics"]
+    watched_by_dvc("analyze", own, "params.yaml: gates.suites")
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
@@ -174,6 +163,7 @@ def analyze(stage: Stage) -> None:
     folder = analysis_folder(source, model, settings.metrics, settings.components, **choices, more=about)
     measure(stage, source, model, folder, choices)
     rows = summarize(folder, found[-1].step)
+    check_table("metrics", [read_table(folder)], suites, folder / "data_docs", model)
     publish(folder, target)
     stage.table(f"analyze-{model}", rows, f"Mean over layers, heads and splits at step {found[-1].step} of {model}")
     stage.link(f"analyze-data-{model}", target, "One Parquet file a checkpoint")

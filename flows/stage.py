@@ -101,6 +101,25 @@ class Stage:
         return ray_session(Path.cwd())
 
 
+def watched_by_dvc(stage: str, paths: Sequence[str], where: str) -> None:
+    """Raises PicoError for a user's file that DVC would not see change, as it is no dep of a stage.
+
+    where: the setting that names the files.
+    """
+    from ruamel.yaml import YAML
+
+    if not paths:
+        return
+    deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage]["deps"]
+    for path in paths:
+        if not any(str(folder) in deps for folder in (Path(path), *Path(path).parents)):
+            raise PicoError(
+                f"{path} is no dep of stage {stage}, so that DVC would not notice when it changes",
+                where=where,
+                mend=f"add it in dvc.yaml to the deps of stage {stage}:  - {path}",
+            )
+
+
 def run(name: str, body: Callable[[Stage], None]) -> NoReturn:
     """Runs `body` as the Prefect flow `name`: reads `--model` and params.yaml, and ends the process.
 

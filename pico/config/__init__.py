@@ -5,6 +5,7 @@ from pico.config.base import Section
 from pico.config.data import (
     Cleaning,
     Corpus,
+    ExpectationSuite,
     Gates,
     HubDataset,
     Packing,
@@ -35,6 +36,7 @@ __all__ = [
     "Cleaning",
     "Corpus",
     "Evaluation",
+    "ExpectationSuite",
     "Export",
     "Gates",
     "HubDataset",

@@ -9,9 +9,9 @@ import pytest
 from gate_cases import QUESTION, checked, failed, gates_of, only_failure, rewrite, sha256, similar_pair, spoil_documents
 from made_documents import made_up
 
-from pico.data.gates.data_docs import write_data_docs
-from pico.data.gates.expectations import refuse
+from pico.data.gates.check import refuse
 from pico.errors import PicoError
+from pico.expectations.data_docs import write_data_docs
 
 
 def test_sound_data_pass_every_gate_and_the_results_are_json_without_times(sound):
@@ -69,8 +69,8 @@ def test_results_do_not_depend_on_the_order_in_which_processes_finish(data, monk
     def backwards(function, calls):
         yield from reversed(list(enumerate([function(*call) for call in calls])))
 
-    for module in ("audit", "comparisons", "expectations"):
-        monkeypatch.setattr(f"pico.data.{module}.spread", backwards)
+    for module in ("audit", "duplicates", "check"):
+        monkeypatch.setattr(f"pico.data.gates.{module}.spread", backwards)
     found = [checked(data, compared_documents=count) for count in (10_000, 60)]
     assert [(one.results, one.profile) for one in found] == [(one.results, one.profile) for one in expected]
 
@@ -108,7 +108,7 @@ def test_many_failures_are_counted_over_all_rows_and_five_are_shown(sound):
 
 def test_data_docs_load_nothing_hold_no_clock_and_show_each_gate(sound, tmp_path):
     for name in ("one", "two"):
-        write_data_docs(checked(sound), tmp_path / name)
+        write_data_docs(checked(sound).suites, tmp_path / name, title="Gates")
     pages = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert pages == ["documents.html", "index.html", "tokens.html"]
     for page in pages:
@@ -126,7 +126,7 @@ def test_data_docs_name_what_failed_and_no_data_become_markup(data, tmp_path):
     path = data / "documents/odes.parquet"
     table = pq.read_table(path)
     rewrite(path, table.append_column("<script>alert(1)</script>", table["id"]))
-    write_data_docs(checked(data), tmp_path / "docs")
+    write_data_docs(checked(data).suites, tmp_path / "docs", title="Gates")
     text = (tmp_path / "docs/documents.html").read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
