@@ -64,8 +64,6 @@ def _escaped(found: Any) -> Any:
 
     found = copy.copy(found)
     found.result = safe(found.result)
-    found.expectation_config = copy.copy(found.expectation_config)
-    found.expectation_config.kwargs = safe(found.expectation_config.kwargs)
     return found
 
 

@@ -95,7 +95,8 @@ class Tables:
 
         if self._source is None:
             self._connection.commit()
-            database = f"sqlite:///file:{quote(str(self.path))}?mode=ro&uri=true"
+            path = quote(quote(str(self.path)))  # SQLAlchemy undoes one, SQLite the other
+            database = f"sqlite:///file:{path}?mode=ro&uri=true"
             self._source = _context().data_sources.add_sqlite("tables", connection_string=database)
         # A name for each call: the context keeps all assets.
         asset = self._source.add_table_asset(f"{name} {len(self._source.assets)}", table_name=name)
@@ -115,7 +116,7 @@ class Tables:
         """Returns the rows that a result lists, with the values as they were written."""
         kinds = self._columns[name]
         return [
-            {key: bool(value) if kinds.get(key) == "BOOLEAN" and value is not None else plain(value)
+            {key: "none" if value is None else bool(value) if kinds.get(key) == "BOOLEAN" else plain(value)
              for key, value in row.items()}
             for row in found.result.get("partial_unexpected_index_list") or [] if isinstance(row, dict)
         ]  # fmt: skip
