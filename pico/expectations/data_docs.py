@@ -15,7 +15,7 @@ from pico.files import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 Entries = Sequence[tuple[Any, dict[str, Any]]]
-"""What Great Expectations gave (None for a table of no rows), and the result, of each expectation."""
+"""Each expectation: what Great Expectations gave (None for a table of no rows), and the result."""
 
 
 def write_data_docs(suites: Mapping[str, Entries], folder: Path, *, title: str) -> None:

@@ -15,8 +15,9 @@ from shutil import rmtree
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field, ValidationError
 
-from pico.config import ExpectationSuite
+from pico.config import ExpectationSuite, Section
 from pico.errors import PicoError
 from pico.expectations.data_docs import write_data_docs
 from pico.expectations.evaluation import SHOWN, Tables, error_of
@@ -31,17 +32,38 @@ KEYS = {
 }
 """Table -> the folder that it is about, and the columns that name a row of it."""
 MOST_BYTES = 2**20
-SUITE_KEYS = {"name", "id", "expectations", "meta", "notes", "suite_parameters"}
-EXPECTATION_KEYS = {
-    "type", "kwargs", "id", "meta", "notes", "description", "severity", "success_on_last_run", "expectation_context",
-    "rendered_content",
-}  # fmt: skip
 SQL = {"unexpected_rows_expectation", "expect_query_results_to_match_comparison"}
 """Expectations that hold a query."""
 ELSEWHERE = {"expect_table_row_count_to_equal_other_table"}
 """Expectations about another table."""
 OURS = {"batch_id", "result_format", "catch_exceptions"}
 """Arguments that this project sets."""
+
+
+class _Expectation(Section):
+    """An expectation as the library writes it; this project uses the first two keys."""
+
+    type: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    id: Any = None
+    meta: Any = None
+    notes: Any = None
+    description: Any = None
+    severity: Any = None
+    success_on_last_run: Any = None
+    expectation_context: Any = None
+    rendered_content: Any = None
+
+
+class _Suite(Section):
+    """A suite as the library writes it; this project uses the expectations."""
+
+    expectations: list[_Expectation] = Field(min_length=1)
+    name: Any = None
+    id: Any = None
+    meta: Any = None
+    notes: Any = None
+    suite_parameters: dict[str, Any] | None = Field(default=None, max_length=0)
 
 
 @dataclass(frozen=True)
@@ -119,15 +141,12 @@ def check_table(
 
 
 def _read(setting: ExpectationSuite) -> UserSuite:
-    raw = _parse(Path(setting.file))
-    where = setting.file
-    _known(raw, SUITE_KEYS, where, "")
-    listed = raw.get("expectations")
-    if not isinstance(listed, list) or not listed:
-        raise _wrong("a suite needs a list of `expectations`", where, "expectations")
-    if raw.get("suite_parameters"):
-        raise _wrong("parameters are looked up when a suite is run", where, "suite_parameters")
-    own = [_expectation(entry, where, f"expectations[{number}]") for number, entry in enumerate(listed)]
+    try:
+        suite = _Suite.model_validate(_parse(Path(setting.file)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise _wrong(problem["msg"], setting.file, *problem["loc"]) from error
+    own = [_expectation(entry, setting.file, number) for number, entry in enumerate(suite.expectations)]
     return UserSuite(Path(setting.file).stem, setting.file, setting.on, own)
 
 
@@ -154,37 +173,29 @@ def _parse(path: Path) -> Any:
                         "json.dumps(suite.to_json_dict())") from error  # fmt: skip
 
 
-def _expectation(entry: Any, file: str, key: str) -> Any:
+def _expectation(entry: _Expectation, file: str, number: int) -> Any:
     """One expectation of a suite, as an object of the library."""
     from great_expectations.compatibility import pydantic
     from great_expectations.exceptions import GreatExpectationsError
 
-    _known(entry, EXPECTATION_KEYS, file, key)
-    kind, kwargs = entry.get("type"), entry.get("kwargs", {})
-    types = _types()
+    kind, kwargs, types, at = entry.type, entry.kwargs, _types(), ("expectations", number)
     if kind in SQL or kind in ELSEWHERE:
         what = "holds SQL" if kind in SQL else "is about another table"
-        raise _wrong(f"{kind} {what}, which is not run", file, f"{key}.type")
-    if not isinstance(kind, str) or kind not in types:
-        near = get_close_matches(str(kind), types, 1)
+        raise _wrong(f"{kind} {what}, which is not run", file, *at, "type")
+    if kind not in types:
+        near = get_close_matches(kind, types, 1)
         raise _wrong(f"{kind!r} is no expectation of Great Expectations" + (f"; {near[0]} is" if near else ""), file,
-                     f"{key}.type")  # fmt: skip
-    if not isinstance(kwargs, dict):
-        raise _wrong("kwargs is no mapping", file, f"{key}.kwargs")
+                     *at, "type")  # fmt: skip
     for name in sorted(OURS & set(kwargs)):
-        raise _wrong(f"{name} is set by this project", file, f"{key}.kwargs.{name}")
+        raise _wrong(f"{name} is set by this project", file, *at, "kwargs", name)
     if "$PARAMETER" in set(_strings(kwargs)):
-        raise _wrong("$PARAMETER is looked up when a suite is run", file, f"{key}.kwargs")
+        raise _wrong("$PARAMETER is looked up when a suite is run", file, *at, "kwargs")
+    for name in sorted(set(kwargs) - set(types[kind].__fields__)):
+        raise _wrong(f"{kind} has no argument {name!r}", file, *at, "kwargs", name)
     try:
-        found = types[kind](**kwargs)
+        return types[kind](**kwargs)
     except (pydantic.ValidationError, GreatExpectationsError, TypeError, ValueError) as error:
-        places = [".".join(map(str, one["loc"])) for one in error.errors()] if hasattr(error, "errors") else []
-        at = f"{key}.kwargs.{places[0]}" if places and places[0] in kwargs else f"{key}.kwargs"
-        raise _wrong(f"{kind}: {_one_line(error)}", file, at) from error
-    unknown = set(kwargs) - set(type(found).__fields__)
-    if unknown:
-        raise _wrong(f"{kind} has no argument {min(unknown)!r}", file, f"{key}.kwargs.{min(unknown)}")
-    return found
+        raise _wrong(f"{kind}: {' '.join(str(error).split())[:500]}", file, *at, "kwargs") from error
 
 
 def _types() -> dict[str, Any]:
@@ -206,7 +217,7 @@ def _evaluate(tables: Tables, suite: UserSuite, table: str) -> list[tuple[Any, d
         if trouble := error_of(found):
             raise PicoError(
                 f"Great Expectations cannot evaluate {expectation.expectation_type}: {trouble.splitlines()[0][:500]}",
-                where=f"{suite.file}: expectations[{number}]",
+                where=f"{suite.file}: expectations.{number}",
                 mend=f"the columns of {suite.on} are {', '.join(tables.columns(table))}; see docs/gates.md",
             )
         kwargs = _kwargs(expectation)
@@ -234,23 +245,9 @@ def _kwargs(expectation: Any) -> dict[str, Any]:
     return dict(expectation.configuration.kwargs)
 
 
-def _known(value: Any, keys: set[str], file: str, at: str) -> None:
-    if not isinstance(value, dict):
-        raise _wrong(f"a mapping is needed, this is {type(value).__name__}", file, at)
-    for key in value:
-        if key not in keys:
-            near = get_close_matches(str(key), keys, 1)
-            raise _wrong(f"unknown key {key!r}" + (f"; {near[0]} is one" if near else ""), file,
-                         ".".join(filter(None, [at, str(key)])))  # fmt: skip
-
-
-def _wrong(what: str, file: str, key: str) -> PicoError:
-    return PicoError(what, where=": ".join(filter(None, [file, key])),
+def _wrong(what: str, file: str, *key: str | int) -> PicoError:
+    return PicoError(what, where=f"{file}: {'.'.join(map(str, key))}",
                      mend="correct the suite; docs/gates.md says what one may hold")  # fmt: skip
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 def _strings(value: Any) -> Iterable[str]:

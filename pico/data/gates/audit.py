@@ -47,13 +47,13 @@ Details = dict[tuple, tuple[int, list[dict[str, Any]]]]
 
 @dataclass(frozen=True)
 class Audit:
-    """What gates and the data page need to know, beside the tables `documents` and `heldout`."""
+    """Facts that gates and the data page need, beside the tables `documents` and `heldout`."""
 
     domains: pd.DataFrame
     """One row a domain."""
     benchmarks: pd.DataFrame
     duplicates: tuple[int, list[dict[str, Any]]]
-    """How many used documents another used document equals, and the first of them."""
+    """The number of used documents that equal an earlier one, and the first of them."""
     details: dict[str, Details]
     """Gate -> what stands behind the rows of its table."""
     beginnings: dict[str, list[tuple[str, int, str]]]
@@ -63,7 +63,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What both passes need to know."""
+    """Settings of both passes."""
 
     settings: Gates
     fractions: dict[Use, float]

@@ -7,6 +7,7 @@ published, and the counts in provenance.json; gates on data of which these disag
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.data.sources.token_rows import hash_of
 from pico.data.tokens.documents import DROPPED, Use, read_uses
 from pico.data.tokens.tokenizer import TokenBytes, load_tokenizer, spelled, tokenizer_meta
 from pico.errors import PicoError
@@ -209,4 +209,5 @@ def _decoded(table: pa.Table, tokenizer: Path) -> pa.Table:
     # A row may begin or end within a character, which is no fault of the text.
     texts = [spelled(row, pieces, eos, "\n\n").strip("\ufffd") for row in rows]
     table = table.set_column(table.column_names.index("input_ids"), "text", pa.array(texts, pa.string()))
-    return table.append_column("hash", pa.array([hash_of(row) for row in rows], pa.string()))
+    hashes = [sha256(row.astype("<i4").tobytes()).hexdigest() for row in rows]
+    return table.append_column("hash", pa.array(hashes, pa.string()))
