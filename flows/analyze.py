@@ -16,6 +16,7 @@ from pico.behaviour.measure import BehaviourTask, behaviour_identity, measure_ch
 from pico.behaviour.subject import BehaviourSettings
 from pico.checkpoint import Checkpoint
 from pico.config import Analysis, Behaviour
+from pico.expectations.suites import check_table
 from pico.files import publish
 
 DATA = Path("data")
@@ -114,6 +115,8 @@ def _mean(values: list[float] | None) -> float | None:
 def analyze(stage: Stage) -> None:
     """Measures into a working folder and publishes it as `data/analysis/SCALE/MODEL/`."""
     model, params = stage.model, stage.params
+    suites = params.gates.suites
+    stage.require_deps([suite.file for suite in suites if suite.on == "metrics"], "gates.suites")
     source = DATA / "models" / params.suite.scale / model
     target = DATA / "analysis" / params.suite.scale / model
     found = choose(source)
@@ -125,6 +128,7 @@ def analyze(stage: Stage) -> None:
     folder = analysis_folder(source, model, settings.metrics, settings.components, **choices, more=about)
     measure(stage, source, model, folder, choices)
     rows = summarize(folder, found[-1].step)
+    check_table("metrics", [read_table(folder)], suites, folder / "data_docs", model)
     publish(folder, target)
     stage.table(f"analyze-{model}", rows, f"Mean over layers, heads and splits at step {found[-1].step} of {model}")
     stage.link(f"analyze-data-{model}", target, "One Parquet file a checkpoint")

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from prefect import task
 
 from flows.stage import Stage, run
@@ -12,6 +13,7 @@ from pico.checkpoint import Checkpoint, checkpoints
 from pico.config import Params
 from pico.errors import PicoError
 from pico.evaluation.parts import answers_identity, choose_steps, evaluate_part
+from pico.expectations.suites import check_table
 from pico.files import publishing, read_json, working_folder, write_json
 from pico.spread import spread
 
@@ -122,9 +124,31 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def results_table(results: list[dict[str, Any]]) -> pa.Table:
+    """Returns results.json as the table that the user's own suites are about: one row a figure.
+
+    `step`, `tokens`, `task` (`heldout/DOMAIN` or a benchmark), `measure` (`bits_per_byte`, `value`, `stderr`, ...) and
+    `value`, which is null where there is none.
+    """
+    rows = [
+        {"step": entry["step"], "tokens": entry["tokens"], "task": task, "measure": measure, "value": value}
+        for entry in results
+        for task, figures in [
+            *((f"{HELDOUT}/{domain}", figures) for domain, figures in entry[HELDOUT].items()),
+            *entry["benchmarks"].items(),
+        ]
+        for measure, value in figures.items()
+        if value is None or isinstance(value, int | float)
+    ]
+    columns = [pa.int64(), pa.int64(), pa.string(), pa.string(), pa.float64()]
+    return pa.Table.from_pylist(rows, pa.schema(list(zip(rows[0], columns, strict=True))))
+
+
 def benchmark(stage: Stage) -> None:
     """Evaluates, scores, and publishes `data/evaluation/SCALE/MODEL/results.json`."""
     model, params = stage.model, stage.params
+    suites = params.gates.suites
+    stage.require_deps([suite.file for suite in suites if suite.on == "results"], "gates.suites")
     device = stage.device()
     chosen = choose(model, params)
     benchmarks = build_requests(params)
@@ -133,8 +157,12 @@ def benchmark(stage: Stage) -> None:
     about = answers_identity(chosen, DATA / "tokens", requests, device=device, batch_size=batch_size)
     answers = working_folder("benchmark", about)
     results = score(params, chosen, benchmarks, ask(stage, chosen, benchmarks, device, answers))
+    pages = answers / "data_docs"
+    check_table("results", [results_table(results)], suites, pages, model)
     with publishing(DATA / "evaluation" / params.suite.scale / model) as folder:
         write_json(folder / "results.json", results)
+        if pages.exists():
+            shutil.copytree(pages, folder / "data_docs")
     shutil.rmtree(answers)
     stage.table(f"benchmark-{model}", table(results), f"Evaluation of {model} at step {results[-1]['step']}")
 

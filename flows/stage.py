@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ruamel.yaml import YAML
+
 from pico.config import Params, load_params
 from pico.errors import PicoError
+from pico.identity import require_pinned
 
 if TYPE_CHECKING:
     from logging import Logger, LoggerAdapter
@@ -63,7 +66,6 @@ class Stage:
         """
         if not files:
             return
-        from ruamel.yaml import YAML
 
         deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][self.name]["deps"]
         for file in files:
@@ -147,6 +149,7 @@ def run(name: str, body: Callable[[Stage], None], *, per_model: bool = False) ->
     model = getattr(parser.parse_args(), "model", "")
     try:
         params = load_params()
+        require_pinned(YAML(typ="safe").load(Path("libraries.yaml")), "libraries.yaml")
         if model and model not in params.suite.models:
             raise PicoError(
                 f"model {model!r} is not in the suite",

@@ -9,15 +9,16 @@ from typing import Any
 from prefect import task
 
 from flows.stage import Stage, run
-from pico.data.gates.data_docs import write_data_docs
-from pico.data.gates.expectations import Checked, check, refuse
+from pico.data.gates.check import Checked, check, refuse
+from pico.expectations.data_docs import write_data_docs
 from pico.files import publishing, read_json, write_json
 
 DOCUMENTS, TOKENS, BENCHMARKS = Path("data/documents"), Path("data/tokens"), Path("data/benchmarks")
 OUT, DOCS, PROFILE = Path("reports/gates.json"), Path("reports/data_docs"), Path("data/profile")
 FAILED = Path("runs/validate")
-"""Where gates.json and the Data Docs lie when a gate fails: outs are written only when all pass, because training
+"""The folder of gates.json and the Data Docs when a gate fails: outs are written only when all pass, because training
 depends on them."""
+TITLE = "Gates on documents and tokens"
 RAY_BYTES = 2**28
 """Text from which Ray is worth its start-up."""
 
@@ -32,7 +33,10 @@ def check_gates(
 
 
 def validate(stage: Stage) -> None:
+    """Runs the gates and publishes `reports/gates.json`, `reports/data_docs/` and `data/profile/`."""
     params = stage.params
+    own = [suite.file for suite in params.gates.suites if suite.on in ("documents", "tokens", "benchmarks")]
+    stage.require_deps(own, "gates.suites")
     size = sum(entry["bytes"] for entry in read_json(DOCUMENTS / "sources.json"))
     ray = stage.ray() if size >= RAY_BYTES else nullcontext()
     with ray, stage.progress(size / 1e6, "MB") as bar:
@@ -40,27 +44,30 @@ def validate(stage: Stage) -> None:
             DOCUMENTS, TOKENS, BENCHMARKS, bar.fraction,
             gates=params.gates, packing=params.packing, vocab_size=params.model.vocab_size,
         )  # fmt: skip
-    stage.table("validate-gates", _table(checked.results), "Gates on documents and tokens")
+    results = [*checked.results, *checked.own]
+    stage.table("validate-gates", _table(results), "Gates on documents and tokens")
     if not checked.passed:
         OUT.unlink(missing_ok=True)
         for folder in (DOCS, PROFILE):
             shutil.rmtree(folder, ignore_errors=True)
-        write_json(FAILED / "gates.json", checked.results)
-        write_data_docs(checked, FAILED / "data_docs")
+        write_json(FAILED / "gates.json", results)
+        write_data_docs(checked.suites, FAILED / "data_docs", title=TITLE)
         stage.link("validate-data-docs", FAILED / "data_docs" / "index.html", "The gates as Data Docs")
-        refuse(checked.results, FAILED / "data_docs" / "index.html")
+        refuse(results, FAILED / "data_docs" / "index.html")
     with publishing(DOCS) as folder:
-        write_data_docs(checked, folder)
+        write_data_docs(checked.suites, folder, title=TITLE)
+        if checked.own:
+            write_json(folder / "suites.json", checked.own)
     with publishing(PROFILE) as folder:
         write_json(folder / "profile.json", checked.profile)
     write_json(OUT, checked.results)
     shutil.rmtree(FAILED, ignore_errors=True)
     stage.link("validate-data-docs", DOCS / "index.html", "The gates as Data Docs")
-    stage.logger.info("all %s gates passed", sum(result["passed"] is True for result in checked.results))
+    stage.logger.info("all %s gates passed", sum(result["passed"] is True for result in results))
 
 
 def _table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line a gate."""
+    """Returns one line a gate."""
     return [
         {
             "gate": result["gate"],

@@ -25,7 +25,7 @@ from pico.behaviour.subject import BehaviourSettings
 from pico.capture.places import Place
 from pico.capture.run import Settings, capture_identity
 from pico.checkpoint import checkpoints
-from pico.data.tokens.packing import rows_array
+from pico.data.preparation.shards import rows_array
 from pico.evaluation.parts import answers_identity
 from pico.files import fingerprint, write_json
 
@@ -91,7 +91,7 @@ CODE = {
     ),
     "answers": (
         ["pico/checkpoint.py", "pico/data/tokens/loader.py", "pico/data/tokens/tokenizer.py", "pico/model/decoder.py"],
-        ["pico/evaluation/benchmarks.py", "pico/data/tokens/packing.py", "pico/behaviour/measure.py"],
+        ["pico/evaluation/benchmarks.py", "pico/data/preparation/shards.py", "pico/behaviour/measure.py"],
     ),
     "states": (
         ["pico/checkpoint.py", "pico/capture/architectures.py", "pico/capture/default_text.json"],

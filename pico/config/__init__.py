@@ -17,6 +17,7 @@ from pico.config.analysis import BenchmarkTask as BenchmarkTask
 from pico.config.base import FROM_FILE, Section, problems
 from pico.config.base import section_of as section_of
 from pico.config.data import Cleaning, Corpus, Gates, Packing, Tokenizer
+from pico.config.data import ExpectationSuite as ExpectationSuite
 from pico.config.data import HubDataset as HubDataset
 from pico.config.data import PretrainedTokenizer as PretrainedTokenizer
 from pico.config.data import Source as Source

@@ -188,6 +188,17 @@ class Packing(Section):
     """Bytes of text, spread over the domains, that a tokenizer is trained on."""
 
 
+class ExpectationSuite(Section):
+    """Expectations of the user's own on one table; see docs/gates.md."""
+
+    file: str
+    """A suite as Great Expectations writes it, JSON or YAML, by its path from the project. DVC watches it where it is a
+    dep of the stage that reads it."""
+    on: Literal["documents", "tokens", "benchmarks", "metrics", "results"]
+    """The table. Stage `validate` reads suites on the first three, `analyze` those on `metrics`, `benchmark` those on
+    `results`."""
+
+
 class Gates(Section):
     """Limits that Great Expectations checks before anything is trained."""
 
@@ -228,3 +239,5 @@ class Gates(Section):
     """Fewest training rows, over all domains."""
     min_heldout_rows: Positive
     """Fewest held-out rows of a domain."""
+    suites: list[ExpectationSuite]
+    """Suites of the user's own. One that fails stops the graph like a gate."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pico.data.gates import ngrams
-from pico.data.gates.near_duplicates import BANDS, PERMUTATIONS, Reference, signatures
-from pico.data.gates.ngrams import Index, whole, words_of
+from pico.data.gates.duplicates import BANDS, PERMUTATIONS, Reference, minhash
+from pico.data.gates.ngrams import Index, normalized_words, whole
 from pico.data.gates.profiles import CLASSES, character_counts
 
 WORDS = st.lists(st.sampled_from(["a", "b", "Cé", "don't", "“d”", "1,5", "\n"]), max_size=30).map(" ".join)
@@ -28,7 +28,7 @@ def plain_words(text):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(WORDS, max_size=6), st.integers(1, 5))
 def test_runs_are_equal_exactly_where_their_words_are(texts, n):
-    words = words_of(pa.array(texts, pa.string()))
+    words = normalized_words(pa.array(texts, pa.string()))
     assert words.counts.tolist() == [len(plain_words(text)) for text in texts]
     _, hashes, owners = next(words.runs([n]))
     runs = [
@@ -43,15 +43,15 @@ def test_runs_are_equal_exactly_where_their_words_are(texts, n):
 
 
 def test_case_punctuation_and_quotes_make_no_difference():
-    one = words_of(pa.array(["He said: “Don’t go!”", None, "", "ﬁne １２"]))
-    two = words_of(pa.array(["HE SAID  dont go", "", "...", "fine 12"]))
+    one = normalized_words(pa.array(["He said: “Don’t go!”", None, "", "ﬁne １２"]))
+    two = normalized_words(pa.array(["HE SAID  dont go", "", "...", "fine 12"]))
     assert one.hashes.tolist() == two.hashes.tolist()
     assert one.counts.tolist() == two.counts.tolist() == [4, 0, 0, 2]
 
 
 def test_whole_texts_are_those_of_eight_words_and_up_but_shorter_than_a_run():
     texts = [" ".join("abcdefghijklmn"[:count]) for count in range(1, 15)]
-    hashes, owners = whole(words_of(pa.array(texts)), 13)
+    hashes, owners = whole(normalized_words(pa.array(texts)), 13)
     assert owners.tolist() == [7, 8, 9, 10, 11]
     assert len(set(hashes.tolist())) == 5
 
@@ -71,7 +71,7 @@ def test_an_index_and_a_reference_are_the_same_after_saving(tmp_path):
     index.save(tmp_path)
     asked = np.arange(3000, dtype=np.uint64) << np.uint64(49)
     assert all(map(np.array_equal, index.find(asked), Index.load(tmp_path).find(asked)))
-    found = signatures(words_of(pa.array([f"some words of text number {n}" for n in range(20)])))
+    found = minhash(normalized_words(pa.array([f"some words of text number {n}" for n in range(20)])))
     reference = Reference.of(found)
     reference.save(tmp_path)
     assert all(map(np.array_equal, reference.pairs(found, 0.3), Reference.load(tmp_path).pairs(found, 0.3)))
@@ -84,7 +84,7 @@ def test_similarity_is_estimated_and_close_pairs_are_found(changed):
     others = [" ".join([*(f"v{n}" for n in range(changed)), *text.split()[changed:]]) for text in texts]
     shared = 196 - min(196, changed)  # shingles of five words; the changed words are at the beginning
     jaccard = shared / (2 * 196 - shared)
-    one, two = (signatures(words_of(pa.array(own))) for own in (texts, others))
+    one, two = (minhash(normalized_words(pa.array(own))) for own in (texts, others))
     assert one.shape == (30, PERMUTATIONS)
     estimate = (one == two).mean()
     assert estimate == pytest.approx(jaccard, abs=4 * np.sqrt(max(jaccard * (1 - jaccard), 1e-9) / (30 * PERMUTATIONS)))
@@ -94,7 +94,7 @@ def test_similarity_is_estimated_and_close_pairs_are_found(changed):
 
 
 def test_texts_shorter_than_a_shingle_are_compared_with_nothing():
-    found = signatures(words_of(pa.array(["hi there", "hi there", "", "one two three four five", "a b c d e f"])))
+    found = minhash(normalized_words(pa.array(["hi there", "hi there", "", "one two three four five", "a b c d e f"])))
     which, member, _ = Reference.of(found).pairs(found, 0.5)
     assert list(zip(which.tolist(), member.tolist(), strict=True)) == [(3, 3), (4, 4)]
     assert BANDS * 5 == PERMUTATIONS
@@ -103,10 +103,10 @@ def test_texts_shorter_than_a_shingle_are_compared_with_nothing():
 def test_words_and_runs_are_those_of_all_texts_however_they_are_split(monkeypatch):
     texts = [" ".join(f"w{k % 7}" for k in range(n)) for n in (0, 1, 30, 2, 0, 55, 9)] + [None, "don't  stop"]
     array = pa.array(texts, pa.string())
-    whole = words_of(array)
+    whole = normalized_words(array)
     monkeypatch.setattr(ngrams, "SPLIT", 20)
     monkeypatch.setattr(ngrams, "PART", 10)
-    parts = words_of(array)
+    parts = normalized_words(array)
     assert np.array_equal(whole.hashes, parts.hashes)
     assert np.array_equal(whole.counts, parts.counts)
     ((_, hashes, owners),) = whole.runs([5])

@@ -14,11 +14,11 @@ from prefect.client.orchestration import get_client
 from flows.benchmark import benchmark
 from flows.stage import Stage
 from pico.checkpoint import step_name, write_checkpoint
-from pico.config import load_params
+from pico.config import ExpectationSuite, load_params
 from pico.data.preparation.tokenizer import save_tokenizer, train_bpe
 from pico.errors import PicoError
 from pico.evaluation.parts import evaluate_part
-from pico.files import read_json
+from pico.files import read_json, write_json
 from pico.model import Decoder, DecoderConfig
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -120,6 +120,33 @@ def test_an_interrupted_run_is_resumed_to_the_same_bytes(
     assert not Path("data/evaluation/laptop/tiny/results.json").exists()
     assert run(stage()) == undisturbed
     assert len(calls) == 5 + (9 - 4)
+
+
+@pytest.mark.slow
+def test_a_suite_of_the_user_is_shown_beside_the_results_and_stops_the_stage_where_it_fails(
+    server: None, project: Path
+) -> None:
+    def with_suite(limit: float) -> Stage:
+        kwargs = {"column": "value", "min_value": 0, "max_value": limit}
+        write_json(
+            Path("mine.json"), {"expectations": [{"type": "expect_column_values_to_be_between", "kwargs": kwargs}]}
+        )
+        made = stage()
+        gates = made.params.gates.model_copy(update={"suites": [ExpectationSuite(file="mine.json", on="results")]})
+        return InProcess("benchmark", made.params.model_copy(update={"gates": gates}), "tiny")
+
+    Path("dvc.yaml").write_text("stages: {benchmark: {deps: []}}")
+    with pytest.raises(PicoError, match=r"mine\.json is no dep of stage benchmark"):
+        run(with_suite(1e6))
+    Path("dvc.yaml").write_text("stages: {benchmark: {deps: [mine.json]}}")
+    without = run(stage())
+    assert run(with_suite(1e6)) == without
+    published = Path("data/evaluation/laptop/tiny")
+    assert "✓ passed" in (published / "data_docs/suite-mine.html").read_text()
+    with pytest.raises(PicoError, match=r"1 expectations on results of tiny failed[\s\S]*runs/benchmark.*index\.html"):
+        run(with_suite(10))
+    assert run(stage()) == without  # and what was answered before the failure is used
+    assert not (published / "data_docs").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from pico.errors import PicoError
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
-def stage(name: str, **gates: float) -> Stage:
+def stage(name: str, **gates: Any) -> Stage:
     """A stage with the shipped settings, but for a small corpus."""
     values = YAML(typ="safe").load(PARAMS)
     values["tokenizer"] = {"kind": "bpe", "vocab_size": 300, "pretrained": None}
@@ -77,3 +78,18 @@ def test_tokens_are_published_gates_pass_and_both_are_seen(
     assert not Path("runs/validate/gates.json").exists()
     assert {path.name: path.read_bytes() for path in Path("reports/data_docs").iterdir()} == docs
     assert Path("data/profile/profile.json").read_bytes() == profile
+
+    suite = {"file": "mine.yaml", "on": "documents"}
+    Path("mine.yaml").write_text("expectations: [{type: expect_table_row_count_to_equal, kwargs: {value: 272}}]")
+    Path("dvc.yaml").write_text("stages: {validate: {deps: []}}")
+    with pytest.raises(PicoError, match=r"mine\.yaml is no dep of stage validate"):
+        flow(name="validate")(validate)(stage("validate", suites=[suite]))
+    Path("dvc.yaml").write_text("stages: {validate: {deps: [mine.yaml]}}")
+    flow(name="validate")(validate)(stage("validate", suites=[suite]))
+    assert Path("reports/gates.json").read_bytes() == gates
+    assert "✓ passed" in Path("reports/data_docs/suite-mine.html").read_text()
+    assert [one["gate"] for one in json.loads(Path("reports/data_docs/suites.json").read_text())] == ["mine"]
+    Path("mine.yaml").write_text("expectations: [{type: expect_table_row_count_to_equal, kwargs: {value: 1}}]")
+    with pytest.raises(PicoError, match="mine: table row count to equal: observed 272, limit value 1"):
+        flow(name="validate")(validate)(stage("validate", suites=[suite]))
+    assert not Path("reports/gates.json").exists()

@@ -1,19 +1,72 @@
-"""The gates themselves: every rule on documents and on tokens, with its limit and the setting that sets it.
+"""The gates: every rule on documents and on tokens, with its limit and the setting that sets it.
 
-Those of one table stand together. `params` is the `gates` section of params.yaml.
+A gate is an expectation of Great Expectations about one column of one table. Those of one table stand together;
+`params` is the `gates` section of params.yaml.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from pico.config import Gates
-from pico.data.gates.rules import IN_SET, Gate, between, not_null, only
 
 DOCUMENTS, TOKENS, SHARDS, ROWS = "data/documents", "data/tokens", "data/tokens/train", "data/tokens/heldout"
-"""Where the gates look."""
+"""The folders that gates are about."""
+BETWEEN, NOT_NULL, IN_SET = (
+    "ExpectColumnValuesToBeBetween",
+    "ExpectColumnValuesToNotBeNull",
+    "ExpectColumnValuesToBeInSet",
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One rule about one column of one table."""
+
+    name: str
+    """The suite and the rule: `documents.length`."""
+    rule: str
+    """The rule in words."""
+    where: str
+    """The folder that it is about."""
+    expectation: str
+    """The class in great_expectations.expectations."""
+    arguments: dict[str, Any]
+    """Its arguments."""
+    limit: Any
+    param: str = ""
+    """The setting that sets the limit; empty where the format does."""
+    shows: str = "failures"
+    """The value that is reported: `min`, `max` or `range` of the column, its `values`, or the number of `failures`."""
+
+    @property
+    def column(self) -> str:
+        """The column that it is about."""
+        return self.arguments["column"]
+
+
+def between(
+    name: str, rule: str, column: str, low: Any, high: Any, param: str = "", *, where: str, shows: str = ""
+) -> Gate:
+    """Returns a gate that every value of a column lies between limits, either of which may be None."""
+    limit = low if high is None or low == high else high if low is None else [low, high]
+    shows = shows or ("min" if high is None else "max" if low is None else "range")
+    return Gate(
+        name, rule, where, BETWEEN, {"column": column, "min_value": low, "max_value": high}, limit, param, shows
+    )
+
+
+def not_null(name: str, rule: str, column: str, *, where: str) -> Gate:
+    """Returns a gate that no value of a column is missing."""
+    return Gate(name, rule, where, NOT_NULL, {"column": column}, 0)
+
+
+def only(name: str, rule: str, column: str, value: Any, *, where: str) -> Gate:
+    """Returns a gate that every value of a column is this one."""
+    return Gate(name, rule, where, IN_SET, {"column": column, "value_set": [value]}, 0)
 
 
 def schema(name: str, columns: str, where: str) -> Gate:
-    """Every file has these columns, of these types."""
+    """Returns a gate that every file has these columns, of these types."""
     rule = f"columns and types of {where}"
     return Gate(name, rule, where, IN_SET, {"column": "columns", "value_set": [columns]}, columns, shows="values")
 
@@ -39,7 +92,7 @@ HELDOUT_FILES = [schema("tokens.schema", "input_ids: list<int32>, n_bytes: int64
 
 
 def fetched(params: Gates) -> list[Gate]:
-    """About each domain as it was fetched."""
+    """Returns the gates about each domain as it was fetched."""
     return [
         between("documents.domains", "fetched documents of a domain", "documents", params.min_domain_documents, None,
                 "gates.min_domain_documents", where=DOCUMENTS)
@@ -47,7 +100,7 @@ def fetched(params: Gates) -> list[Gate]:
 
 
 def single_documents(params: Gates) -> list[Gate]:
-    """About each document: as fetched, and, of those used, as it is."""
+    """Returns the gates about each document; those on length and characters are about the documents that are used."""
     lacks = (("id", "id"), ("source", "source"), ("domain", "domain"), ("text_bytes", "text"))
     return [
         *(not_null("documents.nulls", f"no document lacks its {what}", column, where=DOCUMENTS)
@@ -64,7 +117,7 @@ def single_documents(params: Gates) -> list[Gate]:
 
 
 def heldout_documents(params: Gates) -> list[Gate]:
-    """About each held-out document."""
+    """Returns the gates about each held-out document."""
     return [
         between("documents.heldout_overlap", f"largest share of a held-out document's {params.ngram_words}-grams that "
                 "training documents hold", "overlap", None, params.max_heldout_overlap, "gates.max_heldout_overlap",
@@ -73,7 +126,7 @@ def heldout_documents(params: Gates) -> list[Gate]:
 
 
 def document_domains(params: Gates) -> list[Gate]:
-    """About the used documents of each domain."""
+    """Returns the gates about the used documents of each domain."""
     alike = f"a near-duplicate (estimated Jaccard similarity of word 5-grams of {params.near_duplicate_similarity} up)"
     return [
         between("documents.mean_length", "mean bytes of a domain's documents", "mean_bytes",
@@ -92,7 +145,7 @@ def document_domains(params: Gates) -> list[Gate]:
 
 
 def benchmarks(params: Gates) -> list[Gate]:
-    """About each benchmark."""
+    """Returns the gates about each benchmark."""
     return [
         between("documents.contamination", f"largest share of a benchmark's examples of which a training document "
                 f"holds a {params.ngram_words}-gram", "fraction", None, params.max_contaminated_fraction,
@@ -101,7 +154,7 @@ def benchmarks(params: Gates) -> list[Gate]:
 
 
 def corpus(params: Gates, total: dict[str, Any]) -> list[Gate]:
-    """About the documents in all; `total`: of provenance.json."""
+    """Returns the gates about all documents together. total: that of provenance.json."""
     return [
         between("documents.count", "documents that are used", "used_documents", params.min_documents, None,
                 "gates.min_documents", where=DOCUMENTS),
@@ -113,7 +166,7 @@ def corpus(params: Gates, total: dict[str, Any]) -> list[Gate]:
 
 
 def rows(seq_len: int, entries: int) -> list[Gate]:
-    """About each row of tokens; `entries`: of the tokenizer and of the models' embedding."""
+    """Returns the gates about each row of tokens. entries: those that tokenizer and embedding both have."""
     return [
         between("tokens.row_length", "ids in every row: seq_len + 1", "length", seq_len + 1, seq_len + 1,
                 "packing.seq_len", where=TOKENS, shows="range"),
@@ -126,7 +179,7 @@ def rows(seq_len: int, entries: int) -> list[Gate]:
 
 
 def heldout_rows() -> list[Gate]:
-    """About each held-out row."""
+    """Returns the gates about each held-out row."""
     return [
         between("tokens.overlap", "held-out documents that are training documents, in a held-out row",
                 "documents_in_training", None, 0, where=ROWS),
@@ -136,7 +189,7 @@ def heldout_rows() -> list[Gate]:
 
 
 def token_domains(params: Gates) -> list[Gate]:
-    """About each domain's share of the tokens."""
+    """Returns the gates about each domain's share of the tokens."""
     return [
         between("tokens.domain_mix", "least share of a domain in the training tokens", "train_fraction",
                 params.min_domain_fraction, None, "gates.min_domain_fraction", where=TOKENS),
@@ -148,7 +201,7 @@ def token_domains(params: Gates) -> list[Gate]:
 
 
 def tokens(params: Gates, total: dict[str, Any], of_rows: bool = False) -> list[Gate]:
-    """About all training rows; `total`: of provenance.json; `of_rows`: whether they were rows of ids already."""
+    """Returns the gates about all training rows. total: that of provenance.json; of_rows: the corpus is rows of ids."""
     if of_rows:
         rule, ended = "EOS in the training rows are those that were counted", total["train_eos"]
     else:

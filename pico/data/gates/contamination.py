@@ -1,4 +1,4 @@
-"""Contamination: which examples of which benchmarks share a run of words with a document that is trained on.
+"""Contamination: the examples of benchmarks that share a run of words with a document that is trained on.
 
 As for GPT-3 (Brown et al. 2020, appendix C): an example counts as contaminated when any run of 13 of its words (see
 `ngrams.py`) is in a training document. Two things are stricter here: runs that many documents share are not let
@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.data.gates.ngrams import Index, whole, words_of
+from pico.data.gates.ngrams import Index, normalized_words, whole
 from pico.errors import PicoError
 
 SHOWN = 100
@@ -41,8 +41,8 @@ class Benchmarks:
     """The first characters of each text."""
 
     def table(self, index: Index, seen: np.ndarray) -> pd.DataFrame:
-        """One row a benchmark: `benchmark`, `examples`, `checked` (long enough to be looked for), `contaminated`,
-        `fraction` of the examples. `seen`: which hashes of `index` are in training documents, bool.
+        """Returns one row a benchmark: `benchmark`, `examples`, `checked` (long enough to be looked for),
+        `contaminated`, `fraction` of the examples. seen: True for the hashes of `index` that training documents hold.
         """
         owners = self.examples[self.texts]
         hit = owners[seen[np.searchsorted(index.hashes, self.hashes)]] if len(self.hashes) else owners
@@ -55,7 +55,7 @@ class Benchmarks:
         return pd.DataFrame(rows, columns=["benchmark", "examples", "checked", "contaminated", "fraction"])
 
     def found(self, index: Index, documents: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-        """One entry a contaminated example: `benchmark`, `example`, and the first document with a run of it.
+        """Returns one entry a contaminated example: `benchmark`, `example`, and the first document with a run of it.
 
         `documents`: the place in `index` of each hash that was seen, and the document it was first seen in.
         """
@@ -75,7 +75,7 @@ class Benchmarks:
 
 
 def read_benchmarks(folder: Path, n: int) -> Benchmarks:
-    """The runs of `n` words of everything below `data/benchmarks/`. Raises PicoError where there is none."""
+    """Reads the runs of `n` words of everything below `data/benchmarks/`. Raises PicoError where there is none."""
     paths = sorted(folder.glob("*/*.parquet"))
     if not paths:
         raise PicoError(f"{folder} holds no benchmarks", mend="run: dvc repro fetch_benchmarks")
@@ -86,7 +86,7 @@ def read_benchmarks(folder: Path, n: int) -> Benchmarks:
         for table in _tables(path):
             own = [(example + row, text) for row, values in enumerate(table.to_pylist()) for text in strings(values)]
             example += table.num_rows
-            words = words_of(pa.array([text for _, text in own], pa.string()))
+            words = normalized_words(pa.array([text for _, text in own], pa.string()))
             for found, owners in (*((h, o) for _, h, o in words.runs([n])), whole(words, n)):
                 hashes.append(found)
                 texts.append(owners + len(starts))
@@ -103,8 +103,26 @@ def read_benchmarks(folder: Path, n: int) -> Benchmarks:
     )
 
 
+def examples_of(folder: Path) -> Iterator[pa.Table]:
+    """Yields one row an example of everything below `data/benchmarks/`, for the user's own suites: `benchmark`
+    (`task/split`), `example`, `texts` (their number), `bytes` and `text` (all texts, a line each)."""
+    for path in sorted(folder.glob("*/*.parquet")):
+        first = 0
+        for table in _tables(path):
+            texts = [list(strings(values)) for values in table.to_pylist()]
+            columns = {
+                "benchmark": [f"{path.parent.name}/{path.stem}"] * len(texts),
+                "example": list(range(first, first + len(texts))),
+                "texts": list(map(len, texts)),
+                "bytes": [sum(len(text.encode()) for text in own) for own in texts],
+                "text": ["\n".join(own) for own in texts],
+            }
+            first += len(texts)
+            yield pa.table(columns)
+
+
 def strings(value: Any) -> Iterator[str]:
-    """Every text in a nested value, in order."""
+    """Yields every text in a nested value, in order."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

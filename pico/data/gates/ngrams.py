@@ -22,7 +22,7 @@ PART, PART_TEXTS = 2**18, 2**12
 SPLIT = 2**21
 """Bytes of text that are split into words at a time: Arrow holds each step of it."""
 MAX_SLOTS_BITS = 26
-"""Of the index's filter: at most 8 MiB."""
+"""Bits of the index's filter at most: 8 MiB."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Words:
     """Words of each text, int64 (texts,)."""
 
     def parts(self) -> Iterator[tuple[int, "Words"]]:
-        """(the number of its first text, about PART words) one after another: what is made of runs is large."""
+        """Yields (the number of its first text, about PART words) one after another: what is made of runs is large."""
         ends = np.cumsum(self.counts)
         first = 0
         while first < len(ends):
@@ -45,7 +45,7 @@ class Words:
             first = last
 
     def runs(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(n, hashes of all runs of n words uint64, the text that each lies in int64), for each n of `lengths`.
+        """Yields (n, hashes of all runs of n words uint64, the text that each lies in int64), for each n of `lengths`.
 
         A run's hash is a polynomial of those of its words; no run reaches from one text into the next.
         """
@@ -61,8 +61,8 @@ class Words:
                 yield n, found[inside], owners[: len(found)][inside]
 
 
-def words_of(texts: pa.Array | pa.ChunkedArray) -> Words:
-    """The normalised words of texts; a null has none."""
+def normalized_words(texts: pa.Array | pa.ChunkedArray) -> Words:
+    """Returns the normalised words of texts; a null has none."""
     texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     texts = pc.fill_null(texts, "").cast(pa.large_string())
     sizes = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
@@ -71,7 +71,7 @@ def words_of(texts: pa.Array | pa.ChunkedArray) -> Words:
     while first < len(texts):
         before = sizes[first - 1] if first else 0
         last = max(first + 1, int(np.searchsorted(sizes, before + SPLIT, side="right")))
-        parts.append(_words_of(texts[first:last]))
+        parts.append(_split(texts[first:last]))
         first = last
     return Words(
         np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)]),
@@ -79,7 +79,7 @@ def words_of(texts: pa.Array | pa.ChunkedArray) -> Words:
     )
 
 
-def _words_of(text: pa.Array) -> Words:
+def _split(text: pa.Array) -> Words:
     text = pc.utf8_lower(pc.utf8_normalize(text, form="NFKC"))
     text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"[\p{P}\p{S}]+", ""))
     split = pc.utf8_split_whitespace(text)
@@ -91,7 +91,7 @@ def _words_of(text: pa.Array) -> Words:
 
 
 def whole(words: Words, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """The runs that are a whole text of SHORTEST to `longest` - 1 words: hashes, and the text of each."""
+    """Returns the runs that are a whole text of SHORTEST to `longest` - 1 words: hashes, and the text of each."""
     pairs = [
         (hashes[words.counts[owners] == n], owners[words.counts[owners] == n])
         for n, hashes, owners in words.runs(range(SHORTEST, longest))
@@ -118,11 +118,11 @@ class Index:
 
     @classmethod
     def of(cls, hashes: np.ndarray) -> "Index":
-        """From hashes in any order, with repetition."""
+        """Makes one from hashes in any order, with repetition."""
         return cls(np.unique(hashes))
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `hashes` are in the index (their places), and where in it: two int64 arrays of one length."""
+        """Returns the places in `hashes` of those that are in the index, and their places there: two int64 arrays."""
         slots = hashes >> self._shift
         likely = np.flatnonzero(self._slots[slots >> np.uint64(3)] >> (slots & np.uint64(7)).astype(np.uint8) & 1)
         if not len(likely) or not len(self.hashes):
@@ -140,12 +140,12 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
-        """What `save` wrote; the pages are read as they are needed."""
+        """Opens what `save` wrote; the pages are read as they are needed."""
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "slots")]
         return cls(*map(np.asarray, arrays))  # a memmap is slow to index
 
 
 def _hashes(words: Sequence[str]) -> np.ndarray:
-    """The first eight bytes of each word's BLAKE2b: uint64."""
+    """Returns the first eight bytes of each word's BLAKE2b: uint64."""
     digests = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
     return np.frombuffer(digests, "<u8").astype(np.uint64)

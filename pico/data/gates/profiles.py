@@ -1,4 +1,4 @@
-"""What the gates look at in documents, rows and files: statistics of one row group at a time, never whole corpora.
+"""Measures of files, documents and token rows: the columns that gates are about, and what the data page shows.
 
 Every table names its rows (`source`, `row`; `file`, `row`), so that a gate can say where it failed.
 """
@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pico.data.gates.fates import UNUSED
-from pico.data.gates.rules import Gate, Worst, worst, worst_of
+from pico.data.tokens.documents import LABELS, Use
 from pico.data.tokens.tokenizer import load_tokenizer, target_bytes, token_bytes, tokenizer_meta
 from pico.errors import PicoError
 
@@ -30,16 +29,19 @@ CLASSES = {
     "punctuation and symbols": r"[\p{P}\p{S}]",
     "control": CONTROL,
 }
-"""What the character profile counts; RE2 syntax."""
+"""The classes of the character profile; RE2 syntax."""
 COUNTED = 2**18
 """Characters whose classes are held at a time."""
+ROW_COLUMNS = ["file", "row", "length", "lowest", "highest", "eos", "empty_documents"]
+"""The measures of a row of ids: `lowest` and `highest` are ids, -1 in a row of none; an empty document is two EOS in a
+row."""
 BINS_PER_OCTAVE = 4
 LENGTH_BINS = 40 * BINS_PER_OCTAVE
-"""Of document lengths, a quarter of an octave wide from 1 byte on."""
+"""Bins of document lengths, a quarter of an octave wide from 1 byte on."""
 
 
 def file_frame(paths: list[Path], root: Path) -> pd.DataFrame:
-    """One row a Parquet file: `file`, and `columns` with their types, for instance `id: string, text: string`."""
+    """Returns one row a Parquet file: `file`, and `columns` with their types, such as `id: string, text: string`."""
     rows = []
     for path in paths:
         try:
@@ -51,11 +53,11 @@ def file_frame(paths: list[Path], root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "columns"])
 
 
-def document_frame(table: pa.Table, first: int, fates: np.ndarray) -> pd.DataFrame:
-    """One row a document of a row group that begins at row `first` of its file.
+def measure_documents(table: pa.Table, first: int, uses: np.ndarray) -> pd.DataFrame:
+    """Returns one row a document of a row group that begins at row `first` of its file.
 
-    `source`, `row`, `id`, `domain`, `text_bytes` (UTF-8), `id_is_hash` (bool); and of those that are used `bytes` and
-    `control` (fraction of characters), which are NaN for the rest.
+    `source`, `row`, `id`, `domain`, `use`, `text_bytes` (UTF-8), `id_is_hash` (bool); and of those that are used
+    `bytes` and `control` (fraction of characters), which are NaN for the rest.
     """
     text = table["text"]
     ids = table["id"].to_pylist()
@@ -63,7 +65,7 @@ def document_frame(table: pa.Table, first: int, fates: np.ndarray) -> pd.DataFra
         hashes = table["hash"].to_pylist()
     else:
         hashes = [value and hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
-    used = fates != UNUSED
+    used = (uses == Use.TRAIN) | (uses == Use.HELDOUT)
     sizes = pc.binary_length(text).to_pandas().astype("float64")
     control = pc.count_substring_regex(text, CONTROL).to_pandas().astype("float64")
     characters = pc.utf8_length(text).to_pandas().astype("float64")
@@ -73,6 +75,7 @@ def document_frame(table: pa.Table, first: int, fates: np.ndarray) -> pd.DataFra
             "row": np.arange(first, first + table.num_rows),
             "id": ids,
             "domain": table["domain"].to_pandas(),
+            "use": LABELS.take(pa.array(uses)).to_pandas(),
             "text_bytes": sizes,
             "bytes": sizes.where(used),
             "control": (control / characters.clip(lower=1)).where(used),
@@ -82,13 +85,13 @@ def document_frame(table: pa.Table, first: int, fates: np.ndarray) -> pd.DataFra
 
 
 def length_histogram(sizes: np.ndarray) -> np.ndarray:
-    """Documents in each of LENGTH_BINS bins of log-length: int64."""
+    """Returns the documents in each of LENGTH_BINS bins of log-length: int64."""
     places = np.floor(BINS_PER_OCTAVE * np.log2(np.maximum(sizes, 1))).astype(np.int64)
     return np.bincount(np.minimum(places, LENGTH_BINS - 1), minlength=LENGTH_BINS)
 
 
 def character_counts(texts: pa.ChunkedArray) -> np.ndarray:
-    """Characters of each of CLASSES, and all of them last: int64 (classes + 1,)."""
+    """Returns the characters of each of CLASSES, and all of them last: int64 (classes + 1,)."""
     kinds = _kinds()
     found = np.zeros(2 ** len(CLASSES), np.int64)
     for text in texts:
@@ -102,7 +105,7 @@ def character_counts(texts: pa.ChunkedArray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
-    """Which of CLASSES every code point is in, as bits: uint8 (0x110000,). What the patterns match, asked once."""
+    """Returns the CLASSES of every code point, as bits: uint8 (0x110000,). The patterns are asked once."""
     kinds = np.zeros(sys.maxunicode + 1, np.uint8)
     for first in range(0, len(kinds), 2**11):
         if 0xD800 <= first < 0xE000:  # surrogates, which are no characters
@@ -115,21 +118,20 @@ def _kinds() -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Of token rows: what gates need to know, how many there are, and how many EOS are in them."""
+class Shard:
+    """The measures of one shard of training rows."""
 
-    worst: Worst
-    rows: int
-    eos: int
-    known_rows: frozenset[bytes] = frozenset()
-    """Of the held-out rows asked about, those that are here too."""
-    known_documents: frozenset[bytes] = frozenset()
-    """The same of whole documents within them."""
+    table: pd.DataFrame
+    """One row a row: ROW_COLUMNS."""
+    known_rows: frozenset[bytes]
+    """Held-out rows that are here too."""
+    known_documents: frozenset[bytes]
+    """Whole documents of held-out rows that are here too."""
 
 
 @dataclass(frozen=True)
 class Heldout:
-    """The held-out rows: `table` has one row each, and what they hold, by content."""
+    """The held-out rows, and what they hold, by content."""
 
     table: pd.DataFrame
     rows: dict[bytes, list[int]]
@@ -138,33 +140,27 @@ class Heldout:
     """The same of every whole document in a row."""
 
 
-def training_rows(
-    path: Path, file: str, eos: int, gates: Sequence[Gate], rows: frozenset[bytes], documents: frozenset[bytes]
-) -> Rows:
-    """Looks at one shard. `rows` and `documents`: those held out, which should not be in it."""
-    parts, count, n_eos = [], 0, 0
+def measure_shard(path: Path, file: str, eos: int, rows: frozenset[bytes], documents: frozenset[bytes]) -> Shard:
+    """Measures one shard. rows, documents: those held out, which should not be in it."""
+    parts: list[pd.DataFrame] = []
     known_rows: set[bytes] = set()
     known_documents: set[bytes] = set()
-    for table in tables(path, ["input_ids"]):
+    for table in _tables(path, ["input_ids"]):
         profile, values, ends = _profile(table["input_ids"], eos)
-        profile.insert(0, "row", np.arange(count, count + table.num_rows))
-        profile.insert(0, "file", file)
-        count, n_eos = count + table.num_rows, n_eos + int(profile["eos"].sum())
-        parts.append(worst(profile, gates))
+        parts.append(profile)
         known_rows.update(own for row in np.split(values, ends[:-1]) if (own := row.tobytes()) in rows)
         known_documents.update(own for _, own in _whole_documents(values, ends, eos) if own in documents)
-    if not parts:
-        empty = pd.DataFrame(columns=["file", "row", "length", "lowest", "highest", "eos", "empty_documents"])
-        parts = [Worst(empty, np.zeros(len(gates), np.int64), 0)]
-    return Rows(worst_of(parts, gates), count, n_eos, frozenset(known_rows), frozenset(known_documents))
+    measures = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    measures.insert(0, "row", np.arange(len(measures)))
+    measures.insert(0, "file", file)
+    return Shard(measures, frozenset(known_rows), frozenset(known_documents))
 
 
-def heldout_rows(tokens: Path) -> Heldout:
-    """Looks at the held-out files, which are few and small.
+def measure_heldout_rows(tokens: Path) -> Heldout:
+    """Measures the held-out files, which are few and small.
 
-    The table: `file`, `row`, `domain`, `length`, `lowest` and `highest` (ids; -1 in a row of none), `eos` and
-    `empty_documents` (counts; an empty document is two EOS in a row), `bytes_off` (`n_bytes` less the bytes of the
-    targets), and for `mark_seen` `in_training` (false) and `documents_in_training` (0).
+    The table: ROW_COLUMNS, `domain`, `bytes_off` (`n_bytes` less the bytes of the targets), and for `mark_seen`
+    `in_training` (false) and `documents_in_training` (0).
     """
     eos = tokenizer_meta(tokens / "tokenizer")["eos_id"]
     sizes = token_bytes(load_tokenizer(tokens / "tokenizer"))
@@ -187,13 +183,15 @@ def heldout_rows(tokens: Path) -> Heldout:
             known_documents.setdefault(document, []).append(done + number)
         frames.append(profile)
         done += len(rows)
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["file", "row", "domain"])
+    frame = (
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*ROW_COLUMNS, "domain", "bytes_off"])
+    )
     frame["in_training"], frame["documents_in_training"] = False, 0
     return Heldout(frame, known_rows, known_documents)
 
 
-def mark_seen(heldout: Heldout, found: Sequence[Rows]) -> pd.DataFrame:
-    """The table, with `in_training` and `documents_in_training` as the shards were found to hold them."""
+def mark_seen(heldout: Heldout, found: Sequence[Shard]) -> pd.DataFrame:
+    """Returns the table, with `in_training` and `documents_in_training` as the shards were found to hold them."""
     table = heldout.table.copy()
     for own in set().union(*(part.known_rows for part in found)):
         table.loc[heldout.rows[own], "in_training"] = True
@@ -203,8 +201,8 @@ def mark_seen(heldout: Heldout, found: Sequence[Rows]) -> pd.DataFrame:
     return table
 
 
-def tables(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after another."""
+def _tables(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """Yields the row groups of a Parquet file."""
     try:
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):

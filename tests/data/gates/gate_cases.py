@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from made_documents import BPE, made_up, packing, plain, write_documents
 
 from pico.config import Gates
-from pico.data.gates.expectations import check
+from pico.data.gates.check import check
 from pico.data.preparation.pipeline import prepare
 from pico.data.tokens.hashing import is_low
 
@@ -17,6 +17,7 @@ LIMITS = {
     "max_near_duplicate_fraction": 0.0, "max_heldout_near_duplicate_fraction": 0.0, "compared_documents": 10_000,
     "ngram_words": 13, "max_heldout_overlap": 0.5, "max_heldout_domain_overlap": 0.05, "max_contaminated_fraction": 0.0,
     "min_domain_fraction": 0.005, "max_domain_fraction": 0.9, "min_train_rows": 64, "min_heldout_rows": 1,
+    "suites": [],
 }  # fmt: skip
 
 QUESTION = (
@@ -71,4 +72,4 @@ def similar_pair(heldout):
 
 
 def rewrite(path, table):
-    pq.write_table(table, path)
+    pq.write_table(table, path, row_group_size=40)

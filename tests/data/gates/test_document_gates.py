@@ -6,7 +6,7 @@ import pytest
 from gate_cases import QUESTION, SHORT, failed, gates_of, only_failure, rewrite, sha256, similar_pair, spoil_documents
 from made_documents import made_up
 
-from pico.data.gates.expectations import refuse
+from pico.data.gates.check import refuse
 from pico.data.tokens.hashing import is_low
 from pico.errors import PicoError
 

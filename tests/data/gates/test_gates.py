@@ -9,9 +9,10 @@ import pytest
 from gate_cases import QUESTION, checked, failed, gates_of, only_failure, rewrite, sha256, similar_pair, spoil_documents
 from made_documents import made_up
 
-from pico.data.gates.data_docs import write_data_docs
-from pico.data.gates.expectations import refuse
+from pico.config import ExpectationSuite
+from pico.data.gates.check import refuse
 from pico.errors import PicoError
+from pico.expectations.data_docs import write_data_docs
 
 
 def test_sound_data_pass_every_gate_and_the_results_are_json_without_times(sound):
@@ -69,8 +70,8 @@ def test_results_do_not_depend_on_the_order_in_which_processes_finish(data, monk
     def backwards(function, calls):
         yield from reversed(list(enumerate([function(*call) for call in calls])))
 
-    for module in ("audit", "comparisons", "expectations"):
-        monkeypatch.setattr(f"pico.data.{module}.spread", backwards)
+    for module in ("audit", "duplicates", "check"):
+        monkeypatch.setattr(f"pico.data.gates.{module}.spread", backwards)
     found = [checked(data, compared_documents=count) for count in (10_000, 60)]
     assert [(one.results, one.profile) for one in found] == [(one.results, one.profile) for one in expected]
 
@@ -108,7 +109,7 @@ def test_many_failures_are_counted_over_all_rows_and_five_are_shown(sound):
 
 def test_data_docs_load_nothing_hold_no_clock_and_show_each_gate(sound, tmp_path):
     for name in ("one", "two"):
-        write_data_docs(checked(sound), tmp_path / name)
+        write_data_docs(checked(sound).suites, tmp_path / name, title="Gates")
     pages = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert pages == ["documents.html", "index.html", "tokens.html"]
     for page in pages:
@@ -126,9 +127,60 @@ def test_data_docs_name_what_failed_and_no_data_become_markup(data, tmp_path):
     path = data / "documents/odes.parquet"
     table = pq.read_table(path)
     rewrite(path, table.append_column("<script>alert(1)</script>", table["id"]))
-    write_data_docs(checked(data), tmp_path / "docs")
+    write_data_docs(checked(data).suites, tmp_path / "docs", title="Gates")
     text = (tmp_path / "docs/documents.html").read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert "✗ failed" in text
     assert "odes.parquet" in text
+
+
+def own_suite(folder, name, on, *expectations):
+    """The setting of a suite that lies in a folder."""
+    listed = [{"type": kind, "kwargs": kwargs} for kind, kwargs in expectations]
+    (folder / f"{name}.json").write_text(json.dumps({"name": name, "expectations": listed}))
+    return ExpectationSuite(file=str(folder / f"{name}.json"), on=on)
+
+
+def test_suites_of_the_user_are_decided_on_whole_tables_and_change_nothing_else(sound, tmp_path):
+    between, table = "expect_column_values_to_be_between", "expect_table_row_count_to_equal"
+    examples = 22 + 20  # of the two benchmarks
+    suites = [
+        own_suite(tmp_path, "mine", "documents", (table, {"value": 272}),
+                  (between, {"column": "text_bytes", "min_value": 2}),
+                  ("expect_column_values_to_not_match_regex", {"column": "text", "regex": "lorem ipsum"}),
+                  ("expect_column_values_to_be_in_set",
+                   {"column": "use", "value_set": ["train", "heldout", "duplicate", "beyond_heldout_rows", "tail"]})),
+        own_suite(tmp_path, "rows", "tokens", (between, {"column": "length", "min_value": 17, "max_value": 17})),
+        own_suite(tmp_path, "asked", "benchmarks", (table, {"value": examples}),
+                  ("expect_column_value_lengths_to_be_between", {"column": "text", "min_value": 5, "mostly": 0.9})),
+        own_suite(tmp_path, "later", "metrics", (table, {"value": 0})),
+    ]  # fmt: skip
+    found, without = checked(sound, suites=suites), checked(sound)
+    assert found.passed
+    assert (found.results, found.profile) == (without.results, without.profile)
+    assert [result["gate"] for result in found.own] == ["mine"] * 4 + ["rows"] + ["asked"] * 2
+    write_data_docs(found.suites, tmp_path / "docs", title="Gates")
+    assert {page.stem for page in (tmp_path / "docs").iterdir()} == {
+        "index", "documents", "tokens", "suite-mine", "suite-rows", "suite-asked"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("on", "expectation", "row"),
+    [
+        ("documents", ("expect_column_values_to_not_match_regex", {"column": "text", "regex": "^3-7 "}),
+         {"source": "odes", "row": 7}),
+        ("tokens", ("expect_column_values_to_be_between", {"column": "eos", "max_value": 0}), {"row": 0}),
+        ("benchmarks", ("expect_column_values_to_not_match_regex", {"column": "text", "regex": "deep sea"}),
+         {"benchmark": "sciences/validation", "example": 0}),
+    ],
+)  # fmt: skip
+def test_a_suite_of_the_user_that_fails_stops_the_graph_and_names_the_rows(sound, tmp_path, on, expectation, row):
+    found = checked(sound, suites=[own_suite(tmp_path, "mine", on, expectation)])
+    assert not found.passed
+    assert failed(found.results) == set()
+    result = only_failure(found.own)
+    assert result["examples"][0].items() >= row.items()
+    with pytest.raises(PicoError, match=r"mine: column values to [\s\S]*gates\.suites"):
+        refuse([*found.results, *found.own])

@@ -3,17 +3,19 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from gate_cases import failed, gates_of, only_failure, rewrite
+import pytest
+from gate_cases import failed, gates_of, rewrite
 from made_documents import made_up, write_documents
 
 from pico.data.preparation.shards import write_heldout
 from pico.data.tokens.loader import TokenRows, heldout_rows
+from pico.errors import PicoError
 from pico.files import read_json, write_json
 
 
 def test_a_domain_without_tokens_is_found(data):
     provenance = read_json(data / "tokens/provenance.json")
-    del provenance["domains"]["verse"]
+    provenance["domains"]["verse"]["train_tokens"] = 0
     write_json(data / "tokens/provenance.json", provenance)
     (data / "tokens/heldout/verse.parquet").unlink()
     results = gates_of(data, max_domain_fraction=1.0)
@@ -28,7 +30,47 @@ def test_documents_that_were_not_tokenized_are_noticed(data):
     odes = [*made_up(90, 3), "one more ode than was tokenized"]
     sources = {"novels": ("prose", novels), "essays": ("prose", made_up(60, 2)), "odes": ("verse", odes)}
     write_documents(data / "documents", sources)
-    assert only_failure(gates_of(data))["gate"] == "documents.counted"
+    with pytest.raises(PicoError, match=r"novels\.parquet has 121 documents.* 120 in[\s\S]*dvc repro prepare"):
+        gates_of(data)
+
+
+def spoil_uses(data, change):
+    """Lets `change` alter the rows of the table of uses of the odes."""
+    path = data / "tokens/documents/odes.parquet"
+    rows = pq.read_table(path).to_pylist()
+    change(rows)
+    rewrite(path, pa.Table.from_pylist(rows, pq.read_schema(path)))
+
+
+def test_uses_of_other_documents_are_refused(data):
+    spoil_uses(data, lambda rows: rows[44].update(id="0" * 64))
+    with pytest.raises(PicoError, match=r"its id is 0{64}[\s\S]*odes, row 44[\s\S]*dvc repro prepare"):
+        gates_of(data)
+
+
+@pytest.mark.parametrize(("use", "other"), [("train", "tail"), ("heldout", "train"), ("train", "heldout")])
+def test_uses_that_the_published_rows_contradict_are_refused(data, use, other):
+    row = next(
+        number for number, entry in enumerate(pq.read_table(data / "tokens/documents/odes.parquet").to_pylist())
+        if entry["use"] == use
+    )  # fmt: skip
+    spoil_uses(data, lambda rows: rows[row].update(use=other))
+    with pytest.raises(PicoError, match=rf"disagree on odes, row {row}: [\s\S]*its use is {other}"):
+        gates_of(data)
+
+
+def test_uses_that_do_not_add_up_to_the_provenance_are_refused(data):
+    provenance = read_json(data / "tokens/provenance.json")
+    provenance["domains"]["prose"]["duplicates_dropped"] += 1
+    write_json(data / "tokens/provenance.json", provenance)
+    with pytest.raises(PicoError, match="disagree on prose: duplicates_dropped is 3, and 2 by the uses"):
+        gates_of(data)
+
+
+def test_a_missing_table_of_uses_is_named(data):
+    (data / "tokens/documents/odes.parquet").unlink()
+    with pytest.raises(PicoError, match=r"documents/odes\.parquet cannot be read[\s\S]*dvc repro prepare"):
+        gates_of(data)
 
 
 def respell(data, change):

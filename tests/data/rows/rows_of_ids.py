@@ -57,6 +57,7 @@ LIMITS = {
     "max_near_duplicate_fraction": 0.0, "max_heldout_near_duplicate_fraction": 0.0, "compared_documents": 10_000,
     "ngram_words": 13, "max_heldout_overlap": 0.5, "max_heldout_domain_overlap": 0.05, "max_contaminated_fraction": 0.0,
     "min_domain_fraction": 0.005, "max_domain_fraction": 1.0, "min_train_rows": 20, "min_heldout_rows": 1,
+    "suites": [],
 }  # fmt: skip
 
 QUESTION = "which animal that lives deep in the sea makes its own food there without any sunlight at all"

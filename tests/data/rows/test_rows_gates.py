@@ -7,10 +7,10 @@ from made_documents import BPE, made_up, packing, plain, write_documents
 from rows_of_ids import LIMITS, QUESTION, all_rows, fetched, prepared
 
 from pico.config import Gates
-from pico.data.gates.data_docs import write_data_docs
-from pico.data.gates.expectations import check, refuse
+from pico.data.gates.check import check, refuse
 from pico.data.preparation.pipeline import prepare as prepare_text
 from pico.data.tokens.tokenizer import load_tokenizer
+from pico.expectations.data_docs import write_data_docs
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_gates_that_can_be_asked_of_rows_are_and_the_others_say_that_they_were_n
                                         "domain_mix")),
     }  # fmt: skip
     assert sum(len(entries) for entries in checked.suites.values()) == len(checked.results)
-    write_data_docs(checked, root / "docs")
+    write_data_docs(checked.suites, root / "docs", title="Gates")
     page = (root / "docs" / "documents.html").read_text()
     assert "✗ failed" not in page
     assert page.count("– not asked") == 5

@@ -1,50 +1,51 @@
-"""Data Docs: the gates as Great Expectations shows them, one page a suite and an index, each a file that loads nothing.
+"""Data Docs: results as Great Expectations shows them, a page a suite and an index, each a file that loads nothing.
 
 The library's own pages take styles, scripts and pictures from seven places on the net, and hold the time of the run.
 Here its renderer makes the sections and its view turns them into HTML, but the frame of the page is ours
-(pico/data/templates): one style sheet inside, no script, no picture, no clock. Equal results give equal bytes.
+(pico/expectations/templates): one style sheet inside, no script, no picture, no clock. Equal results give equal bytes.
 """
 
 import copy
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from pico.data.gates.expectations import Checked
 from pico.files import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
+Entries = Sequence[tuple[Any, dict[str, Any]]]
+"""Each expectation: what Great Expectations gave (None for a table of no rows), and the result."""
 
 
-def write_data_docs(checked: Checked, folder: Path) -> None:
-    """Writes index.html, documents.html and tokens.html."""
+def write_data_docs(suites: Mapping[str, Entries], folder: Path, *, title: str) -> None:
+    """Writes `index.html` and a page for each suite, by its name; an empty suite has none."""
     view = _view()
-    suites = {name: _document(name, entries) for name, entries in sorted(checked.suites.items())}
-    results = {name: [result for _, result in entries] for name, entries in checked.suites.items()}
-    shared = {"suites": sorted(suites)}
-    for name, document in suites.items():
-        page = view.render(document, suite=name, results=results[name], **shared)
+    suites = {name: entries for name, entries in suites.items() if entries}
+    results = {name: [result for _, result in entries] for name, entries in suites.items()}
+    index = view.env.get_template("page.j2").render(title=title, suite="", shown=list(results), results=results)
+    write_atomic(folder / "index.html", _without_blank_lines(index))
+    for name, entries in suites.items():
+        page = view.render(_document(name, entries), title=title, suite=name, shown=[name], results=results)
         write_atomic(folder / f"{name}.html", _without_blank_lines(page))
-    page = view.env.get_template("index.html.j2").render(results=results, **shared)
-    write_atomic(folder / "index.html", _without_blank_lines(page))
 
 
-def _document(name: str, entries: list[tuple[Any, dict[str, Any]]]) -> Any:
-    """What the library would put on the page of a suite."""
+def _document(name: str, entries: Entries) -> Any:
+    """The library's page of a suite."""
     from great_expectations.core import ExpectationSuiteValidationResult
     from great_expectations.render.renderer import ValidationResultsPageRenderer
 
-    entries = [(found, result) for found, result in entries if result["passed"] is not None]
-    passed = sum(result["passed"] for _, result in entries)
+    asked = [(found, result) for found, result in entries if result["passed"] is not None]
+    passed = sum(result["passed"] for _, result in asked)
     validation = ExpectationSuiteValidationResult(
-        success=passed == len(entries),
-        results=[_escaped(found) for found, _ in entries if found is not None],
+        success=passed == len(asked),
+        results=[_escaped(found) for found, _ in asked if found is not None],
         suite_name=name,
         statistics={
-            "evaluated_expectations": len(entries),
+            "evaluated_expectations": len(asked),
             "successful_expectations": passed,
-            "unsuccessful_expectations": len(entries) - passed,
-            "success_percent": 100 * passed / len(entries),
+            "unsuccessful_expectations": len(asked) - passed,
+            "success_percent": 100 * passed / max(1, len(asked)),
         },
         meta={"run_id": {"run_name": "gates", "run_time": "1970-01-01T00:00:00+00:00"}},
     )
@@ -57,12 +58,12 @@ def _escaped(found: Any) -> Any:
     def safe(value: Any) -> Any:
         if isinstance(value, dict):
             return {safe(key): safe(inner) for key, inner in value.items()}
-        if isinstance(value, list):
+        if isinstance(value, list | tuple | set):
             return [safe(inner) for inner in value]
         return escape(value) if isinstance(value, str) else value
 
     found = copy.copy(found)
-    found.result = {key: safe(value) for key, value in found.result.items()}
+    found.result = safe(found.result)
     return found
 
 
@@ -80,7 +81,7 @@ def _view() -> Any:
 
 
 def _said(value: Any) -> str:
-    """A value of a gate as text."""
+    """A value of a result as text."""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, list):
