@@ -21,10 +21,11 @@ MODULES = sorted(
 # Higher may import lower, never the other way; packages of one layer do not know each other.
 LAYERS = [
     {"pico.errors"},
-    {"pico.files", "pico.config", "pico.spread", "pico.plugins"},
-    {"pico.identity"},
-    {"pico.checkpoint"},
+    {"pico.files", "pico.optimizers", "pico.spread", "pico.plugins"},
+    {"pico.config", "pico.identity"},
+    {"pico.checkpoint", "pico.expectations"},
     {"pico.model", "pico.data"},
+    {"pico.flops"},
     {"pico.watch"},
     {"pico.train", "pico.analysis", "pico.evaluation", "pico.export"},
     {"pico.behaviour", "pico.capture"},
