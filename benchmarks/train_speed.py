@@ -1,4 +1,4 @@
-"""How fast a model trains beside a peer: `python benchmarks/train_speed.py [--peer transformers|litgpt] [--json]`.
+"""Speed of training beside a peer: `python benchmarks/train_speed.py [--peer transformers|litgpt] [--json]`.
 
 The same shape, batch, precision and hardware, in one run: each side is a process of its own, and they take steps in
 turn, so that whatever else the machine does disturbs both. Reported are medians, and the fastest steps.

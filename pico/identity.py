@@ -42,7 +42,7 @@ NOT_SCIENCE = frozenset(
 
 
 class Imports(NamedTuple):
-    """What one file imports, anywhere in it, except for type checkers."""
+    """The imports of one file, anywhere in it, except for type checkers."""
 
     modules: frozenset[str]
     """Modules of this project, by dotted name."""

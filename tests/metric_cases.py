@@ -1,4 +1,4 @@
-"""Which metrics are tested alike, and data to test them on."""
+"""Metrics that are tested alike, and data to test them on."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What is kept is served only where the same code, libraries and device would compute it again.
+"""A kept value is served only where the same code, libraries and device would compute it again.
 
 Sidecars and working folders of the analysis, behaviour, parts of a benchmark, captured states: all their keys hold what
 pico.identity says.

@@ -23,7 +23,7 @@ HANDED_ON = {
 
 
 def pip_settings(python: Path) -> dict[str, str]:
-    """What pip is configured with, by option name; later lines (environment over files) win, as they do for pip."""
+    """Returns pip's configuration by option name; later lines (environment over files) win, as they do for pip."""
     listed = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
     settings: dict[str, str] = {}
     for line in listed.splitlines():

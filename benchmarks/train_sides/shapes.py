@@ -25,7 +25,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """Rows of one step."""
         return self.batch * self.seq_len
 
 
@@ -43,7 +43,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
 
 
 class Setting(NamedTuple):
-    """How a side runs its shape."""
+    """The way in which a side runs its shape."""
 
     shape: Shape
     device: str
@@ -52,7 +52,7 @@ class Setting(NamedTuple):
 
     @property
     def cuda(self) -> bool:
-        """Whether it runs on CUDA: in bf16 and compiled, then."""
+        """True for a run on CUDA: in bf16 and compiled, then."""
         return self.device == "cuda"
 
 

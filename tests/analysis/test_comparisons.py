@@ -1,4 +1,4 @@
-"""What is compared with what; and that what is kept beside the table changes no byte of it."""
+"""Comparisons are with what the settings say; and what is kept beside the table changes no byte of it."""
 
 import shutil
 from pathlib import Path

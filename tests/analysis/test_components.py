@@ -1,4 +1,4 @@
-"""What a component is made of, against the same thing written out with dense matrices."""
+"""Components, against the same thing written out with dense matrices."""
 
 from pathlib import Path
 

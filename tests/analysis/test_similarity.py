@@ -125,7 +125,7 @@ def test_svcca_is_cca_of_the_principal_components(variance: float) -> None:
 
 
 def plain_pwcca(x: np.ndarray, y: np.ndarray) -> float:
-    """By the generalised eigenproblem of the covariances, and a loop over variates and columns."""
+    """Solves the generalised eigenproblem of the covariances, and a loop over variates and columns."""
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     cross = x.T @ y
     squares, maps = scipy.linalg.eigh(cross @ np.linalg.solve(y.T @ y, cross.T), x.T @ x)

@@ -1,4 +1,4 @@
-"""What cannot be analysed is named, with what to do."""
+"""Models that cannot be analysed are refused, with what to do."""
 
 import json
 import pickle

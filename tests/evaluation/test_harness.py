@@ -99,7 +99,7 @@ def test_greedy_text_is_that_of_lm_eval(ours: DecoderLM, theirs: HFLM) -> None:
 
 
 def test_a_text_longer_than_the_context_can_be_a_continuation(ours: DecoderLM) -> None:
-    """Where lm-eval's model stops with an assertion."""
+    """lm-eval's model stops with an assertion there."""
     text = "the answer to the question " * 12
     (found,) = ours.loglikelihood(asked("loglikelihood", [("", text)]))
     (rolling,) = ours.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,)]))

@@ -16,7 +16,7 @@ IDS = st.lists(st.integers(0, 399), max_size=120)
 
 
 def direct(model: Decoder, ids: list[int], targets: int) -> tuple[float, bool]:
-    """What `score` should give, by one unpadded forward pass and the textbook formula."""
+    """Returns what `score` should, by one unpadded forward pass and the textbook formula."""
     with torch.inference_mode():
         logits = model(torch.tensor([ids[:-1]]))[0].double()
     found = F.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])][-targets:]

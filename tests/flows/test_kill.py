@@ -64,12 +64,12 @@ def trained(folder: Path) -> dict[str, str]:
 
 
 def progress_of(root: Path) -> Path | None:
-    """Where the run says how far it is, once there is one."""
+    """Returns the file of the run's events, once there is one."""
     return next(iter((root / "runs" / "pretrain").glob("*/progress.jsonl")), None)
 
 
 def told(root: Path) -> list[dict]:
-    """What training has said so far; a kill may have torn a line."""
+    """Returns the events of training so far; a kill may have torn a line."""
     events = []
     progress = progress_of(root)
     for line in progress.read_text().splitlines() if progress else []:
@@ -136,7 +136,7 @@ def wait_until_nobody_trains(root: Path) -> None:
 
 
 def moment(root: Path) -> str:
-    """What training was at, from the traces that it leaves."""
+    """Tells what training was at, from the traces that it leaves."""
     progress = progress_of(root)
     if progress and any(progress.parent.glob("*/**/.step_*.partial")):
         return "in a save"

@@ -28,7 +28,7 @@ def test_counts_are_those_of_the_textbook(config):
 
 @pytest.mark.parametrize("config", SHAPES)
 def test_flops_are_those_that_torch_counts(config):
-    """Of the textbook step: attention's scores in full, all logits at once. Nothing is computed on device meta."""
+    """The textbook step: attention's scores in full, all logits at once. Nothing is computed on device meta."""
     model = Decoder(config).to("meta")
     ids = torch.zeros((2, config.max_seq_len), dtype=torch.int64, device="meta")
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -120,7 +120,7 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 2.0, 1.0, -3.0])
 
 
 def shares(**settings: float) -> torch.Tensor:
-    """How often each of LOGITS is drawn, at 20,000 even steps between 0 and 1."""
+    """Counts how often each of LOGITS is drawn, at 20,000 even steps between 0 and 1."""
     uniform = (torch.arange(20_000) + 0.5) / 20_000
     drawn = sample(LOGITS.expand(len(uniform), -1), uniform, **{"temperature": 1.0, **settings})
     return torch.bincount(drawn, minlength=len(LOGITS)) / len(uniform)

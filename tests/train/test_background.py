@@ -1,4 +1,4 @@
-"""What runs beside training: prefetched batches, checkpoints written in the background."""
+"""Work beside training: prefetched batches, checkpoints written in the background."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What is captured of a run's checkpoints afterwards is, byte for byte, what training captured."""
+"""A capture of a run's checkpoints afterwards is, byte for byte, what training captured."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `pico plan` says of the disk is what a real run leaves."""
+"""The disk that `pico plan` foresees is what a real run leaves."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a user sees of a run: the line, the bar, the warnings; and what does not disturb it."""
+"""A run, as a user sees it: the line, the bar, the warnings; and what does not disturb it."""
 
 import io
 
