@@ -11,7 +11,7 @@ def departures() -> list[dict[str, Any]]:
     fields = fields_of(DecoderConfig)
     return [
         {name: value}
-        for name in OPTIONS
+        for name, default in OPTIONS.items()
         for value in get_args(fields[name].annotation) or (False, True)
-        if value != fields[name].default
+        if value != default
     ]

@@ -68,7 +68,7 @@ class Params(Section):
         return self
 
     def _misfits(self) -> Iterator[str]:
-        """Yields the rules between sections that are broken; those within a section stand in its class."""
+        """Yields a line for each rule between settings that is broken."""
         names, entries = self.suite.models, list(self.models)
         if sorted(names) != sorted(entries):
             yield f"suite.models lists {names}, but models has entries for {entries}: they must be the same"

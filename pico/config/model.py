@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, create_model, model_validator
 from pydantic.dataclasses import dataclass
 
-from pico.config.base import STRICT, Above0, Positive, Section, fields_of, problems
+from pico.config.base import STRICT, Positive, PositiveFloat, Section, fields_of, problems
 from pico.errors import PicoError
 
 WIDTHS = ("d_model", "activation_hidden_dim")
@@ -48,9 +48,9 @@ class DecoderConfig:
     """Key/value heads, each shared by an equal group of query heads."""
     activation_hidden_dim: Positive
     """Width of the MLP."""
-    norm_eps: Above0 = 1e-6
+    norm_eps: PositiveFloat = 1e-6
     """Added to the mean square, or the variance, in norms."""
-    position_emb_theta: Above0 = 10000.0
+    position_emb_theta: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     _: KW_ONLY
     # Options, for studies of what each part does. The default is the published decoder, to the bit.
@@ -102,9 +102,7 @@ class DecoderConfig:
     @property
     def departures(self) -> dict[str, Any]:
         """The options that are not at their default, by name: none for the published decoder."""
-        return {
-            name: value for name in OPTIONS if (value := getattr(self, name)) != fields_of(type(self))[name].default
-        }
+        return {name: value for name, default in OPTIONS.items() if (value := getattr(self, name)) != default}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, as config.json holds them."""
@@ -122,8 +120,8 @@ class DecoderConfig:
         return cls(**values)
 
 
-OPTIONS = tuple(field.name for field in fields(DecoderConfig) if field.kw_only)
-"""Fields that a config.json may lack: those of older and of published checkpoints do."""
+OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(DecoderConfig) if field.kw_only}
+"""The defaults of the fields that a config.json may lack: those of older and of published checkpoints do."""
 
 WORDS: dict[str, dict[Any, str]] = {
     "norm": {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"},
@@ -140,11 +138,14 @@ def in_words(config: "DecoderConfig | Model") -> dict[str, str]:
 
     An option without words for its value is left out at its default, and `name = value` elsewhere.
     """
-    default = {name: fields_of(DecoderConfig)[name].default for name in OPTIONS}
-    found = {name: (value := getattr(config, name), WORDS.get(name, {}).get(value)) for name in OPTIONS}
-    return {
-        name: words or f"{name} = {value}" for name, (value, words) in found.items() if words or value != default[name]
-    }
+    found: dict[str, str] = {}
+    for name, default in OPTIONS.items():
+        value = getattr(config, name)
+        if value in WORDS.get(name, {}):
+            found[name] = WORDS[name][value]
+        elif value != default:
+            found[name] = f"{name} = {value}"
+    return found
 
 
 if TYPE_CHECKING:  # a type checker cannot follow `create_model`; the attributes are these
