@@ -5,6 +5,7 @@ run are as many tasks in a placement group; torch.distributed connects them thro
 Checkpoints, losses and progress go by the run's folder, which all workers see.
 """
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -35,14 +36,16 @@ def train_on_ray(run: "Run") -> bool:
     own where workers kept dying.
     """
     import ray
+    from ray import cloudpickle
 
     run = replace(run, tokens=run.tokens.resolve(), folder=run.folder.resolve())
     workers, use_gpu = run.spec.training.workers, _use_gpu(run.spec, ray)
     resources = _resources(run.spec, ray, use_gpu)
     device = "cuda" if use_gpu else "cpu"
-    task: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)(train_worker)
+    task: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)(pretrain_worker)
+    pickled = cloudpickle.dumps(run)
     if workers == 1:
-        return _with_restarts(ray, lambda attempt: [task.remote(run, device)])
+        return _with_restarts(ray, lambda attempt: [task.remote(pickled, device)])
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -52,12 +55,21 @@ def train_on_ray(run: "Run") -> bool:
     task = task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
 
     def start(rank: int, attempt: int) -> Any:
-        return task.remote(run, device, rank, (host, store.port, attempt))
+        return task.remote(pickled, device, rank, (host, store.port, attempt))
 
     try:
         return _with_restarts(ray, lambda attempt: [start(rank, attempt) for rank in range(workers)])
     finally:
         remove_placement_group(group)
+
+
+def pretrain_worker(pickled: bytes, *where: Any) -> bool:
+    """Runs `train_worker` as a Ray task, under a name that shows in the list of processes.
+
+    The run comes as bytes, so that it is read here, not by Ray in a thread beside the one that imports this module: two
+    such imports see each other's modules half made.
+    """
+    return train_worker(pickle.loads(pickled), *where)
 
 
 def train_worker(run: "Run", device: str, rank: int = 0, rendezvous: tuple[str, int, int] | None = None) -> bool:
