@@ -25,6 +25,8 @@ RESTARTS = 3
 """Times that workers which died (not: which raised an error) are started again."""
 STOP = "stop"
 """A file in the run's folder, where the run is to save a rescue checkpoint and leave."""
+DEATHS = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError")
+"""Errors of Ray by which a worker's process ended; any other would come again."""
 ECHO_SECONDS = 5.0
 """Time for the others of several workers to fail of themselves after one has, before they are ended."""
 
@@ -109,16 +111,12 @@ def _with_restarts(ray: Any, start: Callable[[int], list[Any]]) -> bool:
         finished, errors = _outcome(ray, start(attempt))
         if not errors:
             return finished
-        raised = [error.cause for error in errors if isinstance(error, ray.exceptions.RayTaskError)]
-        died = [error for error in errors if not isinstance(error, ray.exceptions.RayTaskError)]
+        raised = [getattr(error, "cause", error) for error in errors]
+        died = [error for error in errors if type(error).__name__ in DEATHS]
         # An error of ours would recur. Any other may be the echo of a worker's death in those that waited for it.
-        final = next((error for error in raised if isinstance(error, PicoError)), None)
-        if final is None and not died:
-            final = raised[0]
-        if final is None and attempt == RESTARTS:
-            final = died[0]
-        if final is not None:
-            raise final
+        ours = [error for error in raised if isinstance(error, PicoError)]
+        if ours or not died or attempt == RESTARTS:
+            raise (ours or died or raised)[0]
     raise AssertionError("unreachable")
 
 
