@@ -5,6 +5,7 @@ run are as many tasks in a placement group; torch.distributed connects them thro
 Checkpoints, losses and progress go by the run's folder, which all workers see.
 """
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ RESTARTS = 3
 """Times that workers which died (not: which raised an error) are started again."""
 STOP = "stop"
 """A file in the run's folder, where the run is to save a rescue checkpoint and leave."""
+DEATHS = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "OutOfMemoryError")
+"""Errors of Ray by which a worker's process ended; any other would come again."""
 ECHO_SECONDS = 5.0
 """Time for the others of several workers to fail of themselves after one has, before they are ended."""
 
@@ -35,14 +38,16 @@ def train_on_ray(run: "Run") -> bool:
     own where workers kept dying.
     """
     import ray
+    from ray import cloudpickle
 
     run = replace(run, tokens=run.tokens.resolve(), folder=run.folder.resolve())
     workers, use_gpu = run.spec.training.workers, _use_gpu(run.spec, ray)
     resources = _resources(run.spec, ray, use_gpu)
     device = "cuda" if use_gpu else "cpu"
-    task: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)(train_worker)
+    task: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)(pretrain_worker)
+    pickled = cloudpickle.dumps(run)
     if workers == 1:
-        return _with_restarts(ray, lambda attempt: [task.remote(run, device)])
+        return _with_restarts(ray, lambda attempt: [task.remote(pickled, device)])
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -52,12 +57,21 @@ def train_on_ray(run: "Run") -> bool:
     task = task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
 
     def start(rank: int, attempt: int) -> Any:
-        return task.remote(run, device, rank, (host, store.port, attempt))
+        return task.remote(pickled, device, rank, (host, store.port, attempt))
 
     try:
         return _with_restarts(ray, lambda attempt: [start(rank, attempt) for rank in range(workers)])
     finally:
         remove_placement_group(group)
+
+
+def pretrain_worker(pickled: bytes, *where: Any) -> bool:
+    """Runs `train_worker` as a Ray task, under a name that shows in the list of processes.
+
+    The run comes as bytes, so that it is read here, not by Ray in a thread beside the one that imports this module: two
+    such imports see each other's modules half made.
+    """
+    return train_worker(pickle.loads(pickled), *where)
 
 
 def train_worker(run: "Run", device: str, rank: int = 0, rendezvous: tuple[str, int, int] | None = None) -> bool:
@@ -97,16 +111,12 @@ def _with_restarts(ray: Any, start: Callable[[int], list[Any]]) -> bool:
         finished, errors = _outcome(ray, start(attempt))
         if not errors:
             return finished
-        raised = [error.cause for error in errors if isinstance(error, ray.exceptions.RayTaskError)]
-        died = [error for error in errors if not isinstance(error, ray.exceptions.RayTaskError)]
+        raised = [getattr(error, "cause", error) for error in errors]
+        died = [error for error in errors if type(error).__name__ in DEATHS]
         # An error of ours would recur. Any other may be the echo of a worker's death in those that waited for it.
-        final = next((error for error in raised if isinstance(error, PicoError)), None)
-        if final is None and not died:
-            final = raised[0]
-        if final is None and attempt == RESTARTS:
-            final = died[0]
-        if final is not None:
-            raise final
+        ours = [error for error in raised if isinstance(error, PicoError)]
+        if ours or not died or attempt == RESTARTS:
+            raise (ours or died or raised)[0]
     raise AssertionError("unreachable")
 
 

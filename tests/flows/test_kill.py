@@ -92,7 +92,7 @@ def victims(repro: subprocess.Popen, part: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
         if (
-            ("ray::train_worker" in command)
+            ("ray::pretrain_worker" in command)
             if part == "worker"
             else ("flows pretrain" in command and "-c" not in command)
         ):

@@ -75,3 +75,40 @@ def test_two_workers_survive_the_death_of_one_and_then_of_the_other(tokens, tmp_
     curves = [[point.train_loss for point in Curve(work / "curve.jsonl").read()] for work in (two, one)]
     assert [len(curve) for curve in curves] == [steps, steps]
     np.testing.assert_allclose(curves[0][:20], curves[1][:20], rtol=1e-5)
+
+
+def killing(times: int):
+    """Takes events; kills the worker of a run of one, `times` times, each time when it has gone on for a while."""
+    starts: list[int] = []
+    killed: list[int] = []
+
+    def show(event: dict) -> None:
+        if "worker" in event:
+            show.process = event["process"]  # type: ignore[attr-defined]
+        elif "start" in event:
+            starts.append(event["start"])
+        elif "step" in event and len(killed) < min(times, len(starts)) and event["step"] > starts[-1]:
+            killed.append(event["step"])
+            os.kill(show.process, signal.SIGKILL)  # type: ignore[attr-defined]
+
+    return show, starts
+
+
+def test_one_worker_that_is_killed_goes_on_and_leaves_the_same_bytes(tokens, tmp_path):
+    spec = dataclasses.replace(make_spec(steps=4000), checkpoints=Checkpoints(every=2000, rescue_seconds=0.2))
+    show, starts = killing(times=2)
+    killed = pretrain(spec, tokens, runs=tmp_path / "killed", on_ray=True, show=show)
+    whole = pretrain(spec, tokens, runs=tmp_path / "whole")
+    assert len(starts) == 3
+    assert 0 < starts[1] < starts[2], "each time it went on from a rescue checkpoint"
+    assert contents(killed / "model") == contents(whole / "model")
+    assert Curve(killed / "curve.jsonl").read() == Curve(whole / "curve.jsonl").read()
+
+
+def test_a_worker_that_keeps_dying_ends_the_run(tokens, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr("pico.train.distributed.RESTARTS", 0)
+    show, _ = killing(times=1)
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        pretrain(make_spec(steps=100_000), tokens, runs=tmp_path, on_ray=True, show=show)
