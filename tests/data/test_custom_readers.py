@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from flows.fetch import _watched
+from flows.stage import Stage
 from pico.config import Source
 from pico.data.sources import fetch as sources
 from pico.data.sources.readers import load_reader_files, read_reader_files
@@ -137,10 +137,10 @@ def test_damage_of_the_file_that_is_read_is_not_blamed_on_the_reader(corpus: Pat
 def test_a_file_that_dvc_would_not_see_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")
-    files = read_reader_files(["mine.py"])
+    stage = Stage("fetch", None)
     (tmp_path / "dvc.yaml").write_text("stages: {fetch: {deps: [corpus]}}")
     with pytest.raises(PicoError, match=r"mine\.py is no dep of stage fetch") as caught:
-        _watched(files)
+        stage.require_deps(["mine.py"], "corpus.files")
     assert "- mine.py" in caught.value.mend
     (tmp_path / "dvc.yaml").write_text("stages: {fetch: {deps: [corpus, mine.py]}}")
-    assert _watched(files) == files
+    stage.require_deps(["mine.py"], "corpus.files")

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from synthetic_runs import write_run
 
-from pico.analysis import METRICS, independence_null
 from pico.analysis.engine.run import analyze_run
+from pico.analysis.metrics.catalogue import STATES, independence_null, metrics_of
 from pico.errors import PicoError
 from pico.report.any_model import write_pictures
 from pico.report.figures import dynamics, sheets
@@ -59,7 +59,7 @@ def test_random_weights_lie_within_the_marchenko_pastur_edges() -> None:
 
 def test_every_metric_that_is_drawn_is_registered() -> None:
     drawn = {*CKA, convergence.METRIC, dynamics.CHANGE_METRIC, dynamics.HEAD_METRIC}
-    assert drawn | {one.metric for one in dynamics.HEAT_MAPS} <= set(METRICS)
+    assert drawn | {one.metric for one in dynamics.HEAT_MAPS} <= set(metrics_of(STATES))
 
 
 def test_files_are_whole_pictures(shared: tuple[Suite, str], tmp_path: Path) -> None:
