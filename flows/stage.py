@@ -149,13 +149,13 @@ def run(name: str, body: Callable[[Stage], None], *, per_model: bool = False) ->
     model = getattr(parser.parse_args(), "model", "")
     try:
         params = load_params()
-        require_pinned(YAML(typ="safe").load(Path("libraries.yaml")), "libraries.yaml")
         if model and model not in params.suite.models:
             raise PicoError(
                 f"model {model!r} is not in the suite",
                 where=f"params.yaml: suite.models = {params.suite.models}",
                 mend="name one of these, or add it to conf/scale/*.yaml and run: pico scale NAME",
             )
+        require_pinned(Path("libraries.yaml"))
     except PicoError as error:
         leave(name, error)
     _reach_the_hub(name, params)

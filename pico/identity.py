@@ -7,11 +7,13 @@ agree: what an entry point can import is part of its results' identity, and noth
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import NamedTuple
+
+from ruamel.yaml import YAML
 
 from pico.errors import PicoError
 from pico.files import fingerprint, sha256_file
@@ -186,12 +188,16 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def require_pinned(pinned: Mapping[str, str], where: str) -> None:
+def require_pinned(path: Path) -> None:
     """Raises PicoError where a library is installed in another version than dvc.lock would name.
 
-    pinned: name -> version, as libraries.yaml has them. Local parts, such as "+cpu", are not compared; what is not
+    path: libraries.yaml, the pinned versions by name. Local parts, such as "+cpu", are not compared; what is not
     installed is not either, since what needs it says so.
     """
+    try:
+        pinned = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise PicoError(f"{path} does not exist", mend=f"restore it: git checkout {path}") from None
     wrong = [
         f"{name} {found} is installed, {wanted} is pinned"
         for name, wanted in pinned.items()
@@ -201,7 +207,7 @@ def require_pinned(pinned: Mapping[str, str], where: str) -> None:
         raise PicoError(
             "results would be recorded as made by other libraries than they are:\n"
             + "\n".join(f"  - {line}" for line in wrong),
-            where=where,
+            where=str(path),
             mend="install what is pinned: make install; or write down what is meant in requirements.lock, then: "
             "python tools/libraries.py",
         )

@@ -79,11 +79,11 @@ CODE = {
     ),
     "values of per": (
         ["pico/analysis/metrics/spectra.py", "pico/analysis/metrics/registry.py", "pico/analysis/metrics/algebra.py"],
-        ["pico/analysis/metrics/sparsity.py", "pico/analysis/convergence.py", "pico/analysis/engine/run.py"],
+        ["pico/analysis/metrics/sparsity.py", "pico/report/inputs/convergence.py", "pico/analysis/engine/run.py"],
     ),
     "analysis": (
         ["pico/checkpoint.py", "pico/analysis/engine/layer.py", "pico/analysis/metrics/sparsity.py"],
-        ["pico/analysis/convergence.py", "pico/analysis/listing.py", "pico/watch/progress.py"],
+        ["pico/report/inputs/convergence.py", "pico/analysis/listing.py", "pico/watch/progress.py"],
     ),
     "behaviour": (
         ["pico/checkpoint.py", "pico/model/decoder.py", "pico/data/tokens/loader.py", "pico/behaviour/landscape.py"],
@@ -120,8 +120,8 @@ def test_a_key_follows_the_code_that_computes_and_no_other(
 
 @pytest.mark.parametrize("kind", CODE)
 def test_a_key_follows_the_versions_of_libraries(kind: str, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, real = keys[kind](), identity._version
-    monkeypatch.setattr(identity, "_version", lambda name: "0" if name == "numpy" else real(name))
+    before, real = keys[kind](), identity.installed_version
+    monkeypatch.setattr(identity, "installed_version", lambda name: "0" if name == "numpy" else real(name))
     forget()
     assert keys[kind]() != before
 
