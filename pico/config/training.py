@@ -26,7 +26,7 @@ class Training(Section):
     micro_batch_size: Positive
     """Sequences in one forward pass of one worker; changes memory and speed, not the batch."""
     workers: Positive
-    """Ray Train workers, one process each; each takes an equal part of the batch."""
+    """Processes that train, each a Ray task; each takes an equal part of the batch."""
     sharding: Literal["none", "full"] = "none"
     """`none`: each worker has the whole model (DDP); `full`: weights, gradients and moments are sharded (FSDP2)."""
     threads_per_worker: Positive
