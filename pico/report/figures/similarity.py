@@ -5,17 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from pico.report.figures.drawing import Figure, Painter, Panel, colour_bar, dashed, model_line
+from pico.report.figures.drawing import ColourBar, Figure, Painter, Panel, dashed, model_line
 from pico.report.inputs.convergence import EARLY, LEVEL, RunStability, Stability, concordance, stability, summarise
 from pico.report.inputs.dynamics import CKA, HELDOUT_SPLIT, null_level
 
 NEVER = 1.12
 """The height at which a layer that is never stable is drawn: above the end of training."""
-
-
-def similarity_figures(painter: Painter) -> list[Figure | None]:
-    """Returns all figures of similarity; None for those whose comparisons were not made."""
-    return [cka_to_final(painter), linear_cka_to_final(painter), step_squares(painter), layer_squares(painter)]
 
 
 def cka_to_final(painter: Painter) -> Figure | None:
@@ -97,7 +92,7 @@ def _squares(painter: Painter, key: str, title: str, pairs: str, panels: list[Pa
         "representations give about 0 where CKA is debiased. One run a model.",
         panels,
         legend="",
-        colour_bars=[colour_bar("0", "1")],
+        colour_bars=[ColourBar("0", "1")],
         columns=painter.columns,
     )
 
@@ -234,7 +229,8 @@ def _stability_figure(
             painter.paint(
                 f"stability-{module.replace('.', '-')}",
                 f"Share of training until {module} of each layer is stable, for each model",
-                lambda axes, module=module: draw(axes, module),  # type: ignore[misc]
+                draw,
+                module,
                 width=3.2,
                 height=2.5,
                 left=0.7,

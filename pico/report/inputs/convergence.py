@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from pico.report.inputs.dynamics import HELDOUT_SPLIT, Dynamics
@@ -119,8 +119,8 @@ def summarise(found: Sequence[Stability], runs: Sequence[str]) -> list[RunStabil
         own = [one for one in found if one.run == run]
         if not own:
             continue
-        times = sorted(math.inf if one.fraction is None else one.fraction for one in own)
-        middle = (times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2
+        times = [math.inf if one.fraction is None else one.fraction for one in own]
+        middle = median(times)
         early = [one.early for one in own if one.early is not None]
         summaries.append(
             RunStability(

@@ -89,13 +89,11 @@ class Dynamics:
         elif rows["head"].null_count < len(rows):  # per head: a measurement on all heads together is another thing
             rows = rows.filter(pc.field("head").is_valid())
         means = rows.group_by(["layer", "step"]).aggregate([("value", "mean")])
-        layers, steps = sorted(set(means["layer"].to_pylist())), sorted(set(means["step"].to_pylist()))
+        layers, at = np.unique(means["layer"].to_numpy(), return_inverse=True)
+        steps, column = np.unique(means["step"].to_numpy(), return_inverse=True)
         values = np.full((len(layers), len(steps)), np.nan)
-        for layer, step, value in zip(
-            *(means[name].to_pylist() for name in ("layer", "step", "value_mean")), strict=True
-        ):
-            values[layers.index(layer), steps.index(step)] = math.nan if value is None else value
-        return Grid(layers, steps, values)
+        values[at, column] = means["value_mean"].to_numpy()
+        return Grid(layers.tolist(), steps.tolist(), values)
 
     def curve(self, metric: str, combine: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the steps, and at each `combine` ("max", "mean") of all values of a metric."""

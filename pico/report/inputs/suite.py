@@ -54,10 +54,7 @@ class Training:
     """The loss curve: arrays of one length; `heldout_loss` is NaN where it was not measured. Losses in nats a token."""
 
     step: np.ndarray
-    tokens: np.ndarray
-    learning_rate: np.ndarray
     train_loss: np.ndarray
-    gradient_norm: np.ndarray
     heldout_loss: np.ndarray
 
     @property
