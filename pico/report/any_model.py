@@ -17,9 +17,6 @@ from pico.report.inputs.dynamics import Dynamics, read_dynamics, read_spectra
 from pico.report.inputs.suite import Model, Suite, Training
 from pico.report.pages.explorer import render_explorer
 
-SCALE = "analyzed"
-"""The explorer's heading, in place of a scale."""
-
 
 def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
     """Writes `figures/*.svg`, `figures/*.png` and `explorer.html` into an analysis; returns the names of the figures.
@@ -31,7 +28,7 @@ def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
     """
     suite = suite_of(read_dynamics(folder), run, name)
     painter = Painter(suite)
-    found = convergence(painter) if len(suite.models[0].dynamics.steps) > 1 else None
+    found = convergence(painter) if len(suite.models[0].dynamics.table["step"].unique()) > 1 else None
     figures = [*dynamics_figures(painter), *([found.figure] if found else [])]
     explorer = render_explorer(suite)
     with publishing(folder / "figures") as target:
@@ -57,6 +54,6 @@ def suite_of(dynamics: Dynamics, run: Path, name: str) -> Suite:
         seedless="",
     )
     params = Params.model_construct(
-        report=Report(title=name), suite=SuiteSettings.model_construct(scale=SCALE, models=[name])
+        report=Report(title=name), suite=SuiteSettings.model_construct(scale="analyzed", models=[name])
     )
     return Suite(params, [], {}, [], [model], batch=f"one batch for all checkpoints (n = {rows} rows)")

@@ -19,16 +19,13 @@ def cka_to_final(painter: Painter) -> Figure | None:
     metric = next((name for name in CKA if name in metrics), None)
     if metric is None:
         return None
-    return Figure(
-        "cka",
-        "Similarity to the final representation",
+    caption = (
         f"{'Debiased linear' if metric == 'debiased_cka' else 'Linear'} CKA (centred kernel alignment) between the "
         f"activations of each checkpoint and those of the last one, by layer, on {painter.suite.batch}. 1: the same up "
-        f"to rotation and scale. {_null(metric)} Steps are logarithmic; one run a model.",
-        _panels(painter, "cka", metric, _modules(painter, metric)),
-        legend="layers",
-        columns=painter.columns,
+        "to rotation and scale."
     )
+    modules = _modules(painter, metric)
+    return _to_final(painter, "cka", "Similarity to the final representation", caption, metric, modules)
 
 
 def linear_cka_to_final(painter: Painter) -> Figure | None:
@@ -36,24 +33,16 @@ def linear_cka_to_final(painter: Painter) -> Figure | None:
     modules = _modules(painter, "linear_cka")
     if not modules or {model.dynamics.cka for model in painter.suite.models} != {"debiased_cka"}:
         return None
-    return Figure(
-        "cka-linear",
-        "The same without debiasing",
-        f"Linear CKA, as it is usually given, of {modules[-1]} to the last checkpoint, on {painter.suite.batch}. "
-        f"{_null('linear_cka')} Steps are logarithmic; one run a model.",
-        _panels(painter, "cka-linear", "linear_cka", modules[-1:]),
-        legend="layers",
-        columns=painter.columns,
-    )
+    caption = f"Linear CKA, as it is usually given, of {modules[-1]} to the last checkpoint, on {painter.suite.batch}."
+    return _to_final(painter, "cka-linear", "The same without debiasing", caption, "linear_cka", modules[-1:])
 
 
 def step_squares(painter: Painter) -> Figure | None:
     """Draws CKA between every two checkpoints of the middle layer, a panel a model."""
     found = []
     for index, model in enumerate(painter.suite.models):
-        layer = model.config["n_layers"] // 2
         if metric := model.dynamics.cka:
-            module = _modules(painter, metric)[-1]
+            layer, module = model.config["n_layers"] // 2, _modules(painter, metric)[-1]
             if pairs := model.dynamics.step_pairs(metric, "simple", HELDOUT_SPLIT, module, layer):
                 label = f"CKA of {module} of layer {layer} of {model.name} between every two checkpoints"
                 heading = f"{model.name} · {module}, layer {layer}"
@@ -97,13 +86,12 @@ def _squares(painter: Painter, key: str, title: str, pairs: str, panels: list[Pa
     )
 
 
-def _panels(painter: Painter, key: str, metric: str, modules: list[str]) -> list[Panel]:
+def _to_final(painter: Painter, key: str, title: str, caption: str, metric: str, modules: list[str]) -> Figure:
     panels = []
     for module in modules:
         for index, model in enumerate(painter.suite.models):
             grid = model.dynamics.grid(metric, "simple", "activations", split=HELDOUT_SPLIT, module=module)
             if grid.steps:
-                shapes = model.dynamics.shapes(metric, "simple", "activations", module)
                 panels.append(
                     painter.layer_panel(
                         f"{key}-{module.replace('.', '-')}-{index}",
@@ -112,19 +100,17 @@ def _panels(painter: Painter, key: str, metric: str, modules: list[str]) -> list
                         "CKA to final",
                         f"{model.name} · {module}",
                         limits=(-0.05, 1.03),
-                        null=null_level(metric, *shapes[-1]),
+                        null=null_level(metric, *model.dynamics.shape(metric, "simple", "activations", module)),
                     )
                 )
-    return panels
-
-
-def _null(metric: str) -> str:
+    null = "The dashed line at 0 is what independent representations give."
     if metric == "linear_cka":
-        return (
+        null = (
             "The dashed line is what independent representations of that shape give: p / (n + p) for n rows of p "
             "features, so well over 0 where a layer is wide."
         )
-    return "The dashed line at 0 is what independent representations give."
+    caption = f"{caption} {null} Steps are logarithmic; one run a model."
+    return Figure(key, title, caption, panels, legend="layers", columns=painter.columns)
 
 
 @dataclass(frozen=True)

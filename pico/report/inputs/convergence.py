@@ -16,7 +16,6 @@ from typing import Any
 
 from pico.report.inputs.dynamics import HELDOUT_SPLIT, Dynamics
 
-METRIC = "debiased_cka"
 LEVEL = 0.9
 """Similarity from which a layer counts as stable."""
 EARLY = 0.2
@@ -95,7 +94,7 @@ def stability(dynamics: Dynamics, run: str, level: float = LEVEL) -> list[Stabil
 
     Looks only at comparisons of held-out activations with the last step. Empty where there are none.
     """
-    rows = dynamics.select(METRIC, "simple", "activations", HELDOUT_SPLIT)
+    rows = dynamics.select("debiased_cka", "simple", "activations", HELDOUT_SPLIT)
     last = max(rows["step"].to_pylist(), default=None)
     curves: dict[tuple[str | None, int], dict[int, float | None]] = {}
     columns: Any = (rows[name].to_pylist() for name in ("module", "layer", "step", "target_step", "value"))

@@ -32,7 +32,6 @@ class ModelPaths:
     """The loss curve, CSV."""
     analysis: Path
     evaluation: Path
-    """`results.json`"""
     export: Path
 
 
@@ -45,7 +44,6 @@ class Inputs:
     provenance: Path
     gates: Path
     profile: Path
-    """`data/profile/profile.json`"""
     models: tuple[ModelPaths, ...]
 
 

