@@ -26,6 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = 1e-4
 """Largest absolute difference of a logit that `verify_export` accepts; rounding gives about 1e-5."""
 
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 MODEL_NAMES = {
     "embedding_proj.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -89,11 +90,6 @@ def interleaved_to_halves(weight: Tensor, head_dim: int) -> Tensor:
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def halves_to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """Undoes `interleaved_to_halves`."""
-    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
-
-
 def llama_name(name: str) -> str:
     """Returns the Llama name of one of our parameters. Raises PicoError for a name that no known decoder has."""
     if name in MODEL_NAMES:
@@ -141,8 +137,6 @@ def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str,
         "architectures": [found.model_class],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
         "head_dim": config.head_dim,
         "hidden_act": config.activation,
         "hidden_size": config.d_model,
@@ -154,7 +148,6 @@ def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str,
         "num_attention_heads": config.attention_n_heads,
         "num_hidden_layers": config.n_layers,
         "num_key_value_heads": config.attention_n_kv_heads,
-        "pad_token_id": eos_id,
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_theta": config.position_emb_theta, "rope_type": "default"},
         "rope_theta": config.position_emb_theta,
@@ -162,6 +155,7 @@ def llama_config(config: DecoderConfig, *, dtype: str, eos_id: int) -> dict[str,
         "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": config.vocab_size,
+        **dict.fromkeys(SPECIAL, eos_id),
         **own,
     }
 
@@ -172,10 +166,7 @@ def write_model(folder: Path, checkpoint: Checkpoint, *, dtype: str, eos_id: int
     described = llama_config(config, dtype=dtype, eos_id=eos_id)  # refuses what cannot be exported
     tensors = llama_tensors(checkpoint.model(), config, DTYPES[dtype])
     write_json(folder / "config.json", described)
-    write_json(
-        folder / "generation_config.json",
-        {"bos_token_id": eos_id, "do_sample": False, "eos_token_id": eos_id, "pad_token_id": eos_id},
-    )
+    write_json(folder / "generation_config.json", {"do_sample": False, **dict.fromkeys(SPECIAL, eos_id)})
     with full_disk_named(folder / "model.safetensors"):
         # The metadata is what transformers itself writes; without it older releases refuse the file.
         save_file(dict(sorted(tensors.items())), folder / "model.safetensors", metadata={"format": "pt"})

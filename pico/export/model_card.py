@@ -45,8 +45,7 @@ def model_card(
         autoescape=False,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
-    environment.filters["number"] = _number
+    environment.filters.update(cell=_cell, number=_number)
     source = resources.files("pico.export").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         model=model,
@@ -90,11 +89,8 @@ def continuations(
     room = model.config.max_position_embeddings - new_tokens
     samples = []
     for prompt in prompts:
-        inputs = {
-            name: ids[:, -room:]
-            for name, ids in tokenizer(prompt, return_tensors="pt").items()
-            if name in ("input_ids", "attention_mask")
-        }
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        inputs = {name: ids[:, -room:] for name, ids in encoded.items()}
         output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
         text = str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
         samples.append({"prompt": prompt, "continuation": text})

@@ -29,19 +29,15 @@ def write_tokenizer(folder: Path, source: Path, *, max_seq_len: int) -> dict[str
             mend="make it again: dvc repro --force --single-item prepare",
         )
     write_atomic(folder / "tokenizer.json", text)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_prefix_space": False,
-            "bos_token": eos,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": eos,
-            "model_max_length": max_seq_len,
-            "pad_token": eos,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )
-    write_json(folder / "special_tokens_map.json", {"bos_token": eos, "eos_token": eos, "pad_token": eos})
+    special = {"bos_token": eos, "eos_token": eos, "pad_token": eos}
+    settings = {
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_seq_len,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    write_json(folder / "tokenizer_config.json", settings | special)
+    write_json(folder / "special_tokens_map.json", special)
     return meta
 
 
@@ -54,9 +50,8 @@ def _id_of(tokenizer: dict[str, Any], token: str) -> int | None:
 
 def heldout_rows(tokens: Path, per_domain: int) -> Tensor:
     """Returns the first `per_domain` held-out rows of each domain of `data/tokens/`: (rows, seq_len + 1) int64."""
-    files = sorted((tokens / "heldout").glob("*.parquet"))
     rows: list[list[int]] = []
-    for file in files:
+    for file in sorted((tokens / "heldout").glob("*.parquet")):
         batch = next(pq.ParquetFile(file).iter_batches(per_domain, columns=["input_ids"]), None)
         rows += batch.column("input_ids").to_pylist() if batch is not None else []
     if not rows:

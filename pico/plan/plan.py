@@ -1,7 +1,4 @@
-"""A plan of every model of the suite on stated hardware: size, arithmetic, memory, time, disk; or a refusal.
-
-As dataclasses, as tables for people (`tables`), and as plain values for programs (`as_dict`).
-"""
+"""A plan of every model of the suite on stated hardware: size, arithmetic, memory, time, disk; or a refusal."""
 
 import math
 import os
@@ -32,14 +29,13 @@ Memory is that of the fullest moment, with layers run eagerly; disk likewise. pi
 
 @dataclass(frozen=True)
 class Hardware:
-    """The devices that train: `count` of one kind, each with one process."""
+    """The devices that train: `count` of one kind, each with one process; `memory_bytes` is that of one."""
 
     name: str
     count: int
     flops: float
     """The peak of one device, FLOP/s."""
     memory_bytes: int
-    """The memory of one device."""
     source: str
     mfu: float
     """Model FLOPs utilisation that is assumed: the share of the peak."""
@@ -54,9 +50,7 @@ class ModelPlan:
     tokens: int
     flops_per_token: int
     micro_batch: int
-    """The micro-batch of the settings."""
     memory: Memory
-    """Memory with that micro-batch."""
     largest_micro_batch: int | None
     """The largest divisor of a GPU's share of the batch that fits; None where not even 1 does."""
     hours: float
@@ -113,8 +107,7 @@ def plan_suite(params: Params, hardware: Hardware) -> list[ModelPlan]:
 
 def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
     """Returns the plan of one run, with rows of `seq_len` tokens."""
-    training = spec.training
-    settings = spec.learning_dynamics
+    training, settings = spec.training, spec.learning_dynamics
     captured = bool(settings.layers) and 2 * settings.noise_batch <= settings.batch_size
     counts = count_parameters(spec.decoder)
     matrices = counts.attention + counts.mlp
@@ -189,7 +182,8 @@ def tables(plans: Sequence[ModelPlan], hardware: Hardware) -> list[Table]:
     time = table(
         f"{hardware.count} x {hardware.name}, {hardware.flops / 1e12:,.2f} TFLOP/s each ({hardware.source}), "
         f"at an assumed MFU of {hardware.mfu:.0%}",
-        "parameters", "of them embeddings", "tokens", "FLOPs a token", "FLOPs", "time", f"{_unit(hardware)}-hours",
+        "parameters", "of them embeddings", "tokens", "FLOPs a token", "FLOPs", "time",
+        "machine-hours" if hardware.name == CPU else "GPU-hours",
     )  # fmt: skip
     memory = table(
         f"memory of each, of {gigabytes(hardware.memory_bytes)}",
@@ -224,26 +218,18 @@ def tables(plans: Sequence[ModelPlan], hardware: Hardware) -> list[Table]:
 
 def as_dict(plans: Sequence[ModelPlan], hardware: Hardware) -> dict[str, Any]:
     """Returns the plans as JSON holds them; in bytes, FLOPs and hours."""
-    models = {}
-    for plan in plans:
-        models[plan.model] = {
+    models = {
+        plan.model: {key: value for key, value in asdict(plan).items() if key not in ("model", "counts")}
+        | {
             "parameters": {**asdict(plan.counts), "total": plan.counts.total},
-            "tokens": plan.tokens,
-            "flops_per_token": plan.flops_per_token,
             "flops": plan.flops,
-            "hours": plan.hours,
             "device_hours": plan.hours * hardware.count,
-            "micro_batch": plan.micro_batch,
-            "largest_micro_batch": plan.largest_micro_batch,
             "memory": {**asdict(plan.memory), "total": plan.memory.total},
             "disk": {**asdict(plan.disk), "total": plan.disk.total},
-            "refusal": plan.refusal,
         }
+        for plan in plans
+    }
     return {"hardware": asdict(hardware), "models": models}
-
-
-def _unit(hardware: Hardware) -> str:
-    return "machine" if hardware.name == "cpu" else "GPU"
 
 
 def _hours(hours: float) -> str:

@@ -135,9 +135,7 @@ class Disk:
     """Bytes of a run's tensors on disk; names, hashes and settings beside them are some kilobytes a checkpoint."""
 
     checkpoints: int
-    """The number that is kept."""
     weights: int
-    """Weights of all checkpoints."""
     dynamics: int
     """Activations and gradients of all checkpoints, on two batches."""
     states: int
@@ -162,8 +160,7 @@ def run_disk(spec: RunSpec, seq_len: int) -> Disk:
     weights, moments = 4 * counts.total, 4 * spec.optimizer.state_elements(matrices, counts.total - matrices)
     if spec.decoder.tied_embeddings:
         weights += 4 * spec.decoder.vocab_size * spec.decoder.d_model  # a file holds them under both names
-    settings = spec.learning_dynamics
-    model = Decoder(spec.decoder, seed=None)
+    settings, model = spec.learning_dynamics, Decoder(spec.decoder, seed=None)
     layers = chosen_layers(model, settings.layers)
     positions = settings.batch_size * len(captured_positions(seq_len, settings.positions))
     sizes = (_features(layer) * positions + layer.get_parameter("weight").numel() for layer in layers.values())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pico.checkpoint import checkpoints
 from pico.config import Params, Report
@@ -16,9 +17,6 @@ from pico.report.inputs.dynamics import Dynamics, read_dynamics, read_spectra
 from pico.report.inputs.suite import Model, Suite, Training
 from pico.report.pages.explorer import render_explorer
 
-SCALE = "analyzed"
-"""The explorer's heading, in place of a scale."""
-
 
 def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
     """Writes `figures/*.svg`, `figures/*.png` and `explorer.html` into an analysis; returns the names of the figures.
@@ -30,7 +28,7 @@ def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
     """
     suite = suite_of(read_dynamics(folder), run, name)
     painter = Painter(suite)
-    found = convergence(painter) if len(suite.models[0].dynamics.steps) > 1 else None
+    found = convergence(painter) if len(suite.models[0].dynamics.table["step"].unique()) > 1 else None
     figures = [*dynamics_figures(painter), *([found.figure] if found else [])]
     explorer = render_explorer(suite)
     with publishing(folder / "figures") as target:
@@ -42,14 +40,13 @@ def write_pictures(folder: Path, run: Path, name: str) -> list[str]:
 def suite_of(dynamics: Dynamics, run: Path, name: str) -> Suite:
     """Returns one model as a suite, with the parts that figures of learning dynamics need, and no others."""
     modules = dynamics.modules("frobenius_norm", "simple", "weights") or dynamics.modules("per", "simple", "weights")
-    layers = [layer for layer in dynamics.table["layer"].unique().to_pylist() if layer is not None]
-    nothing = np.empty(0)
+    rows = pc.max(dynamics.table.filter(pc.field("data_type") == "activations")["n"]).as_py() or 0
     model = Model(
         name=name,
-        config={"n_layers": max(layers, default=0) + 1},
+        config={"n_layers": (pc.max(dynamics.table["layer"]).as_py() or 0) + 1},
         parameters=0,  # as the next: no figure of learning dynamics shows it
         embedding_parameters=0,
-        training=Training(*[nothing] * 6),
+        training=Training(*[np.empty(0)] * 3),
         evaluations=[],
         dynamics=dynamics,
         samples=[],
@@ -57,13 +54,6 @@ def suite_of(dynamics: Dynamics, run: Path, name: str) -> Suite:
         seedless="",
     )
     params = Params.model_construct(
-        report=Report(title=name), suite=SuiteSettings.model_construct(scale=SCALE, models=[name])
+        report=Report(title=name), suite=SuiteSettings.model_construct(scale="analyzed", models=[name])
     )
-    return Suite(params, [], {}, [], [model], batch=f"one batch for all checkpoints (n = {_rows(dynamics)} rows)")
-
-
-def _rows(dynamics: Dynamics) -> int:
-    """Returns the rows of the matrices of activations."""
-    table = dynamics.table
-    kinds, counts = table["data_type"].to_pylist(), table["n"].to_pylist()
-    return max((n for kind, n in zip(kinds, counts, strict=True) if kind == "activations"), default=0)
+    return Suite(params, [], {}, [], [model], batch=f"one batch for all checkpoints (n = {rows} rows)")

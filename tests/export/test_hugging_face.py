@@ -17,7 +17,6 @@ from pico.export.hugging_face import (
     EXPRESSED,
     TOLERANCE,
     architecture,
-    halves_to_interleaved,
     interleaved_to_halves,
     llama_name,
     verify_export,
@@ -38,6 +37,11 @@ CONFIG = DecoderConfig(
     norm_eps=1e-5,
     position_emb_theta=5000.0,
 )
+
+
+def halves_to_interleaved(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Undoes `interleaved_to_halves`."""
+    return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 def make_checkpoint(folder: Path, config: DecoderConfig = CONFIG) -> Checkpoint:

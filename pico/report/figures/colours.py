@@ -42,11 +42,6 @@ def step_colour(place: float) -> str:
     return f"#0a0f{round(place * (STEPS - 1)):02x}"
 
 
-def line_width(index: int) -> float:
-    """Returns the width of a model's line in points: wider models have wider ones."""
-    return 1.1 + 0.25 * min(index, 5)
-
-
 def replacements(models: int, layers: int) -> dict[str, str]:
     """Returns placeholder -> the CSS variable that stands for it."""
     return {

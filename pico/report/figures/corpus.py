@@ -73,7 +73,8 @@ def _lengths(painter: Painter, domains: dict[str, dict[str, Any]]) -> Figure:
         painter.paint(
             f"data-lengths-{number}",
             f"Distribution of document lengths in {name}",
-            lambda axes, entry=entry: draw(axes, entry),  # type: ignore[misc]
+            draw,
+            entry,
             width=3.2,
             height=2.1,
             heading=f"{name}, n = {entry['used_documents']:,}",

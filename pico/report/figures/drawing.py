@@ -78,11 +78,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class ColourBar:
-    """The key of a heat map's colours: CSS colours from low to high, and labels of both ends."""
+    """The key of MAP: labels of its ends."""
 
-    colours: list[str]
     low: str
     high: str
+    colours = tuple(to_hex(colormaps[MAP](place)) for place in np.linspace(0, 1, 9))
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Painter:
         self,
         key: str,
         label: str,
-        draw: Callable[[Axes], None],
-        *,
+        draw: Callable[..., None],
+        *drawn: Any,
         width: float = 4.0,
         height: float = 2.7,
         left: float = 0.5,
@@ -128,7 +128,7 @@ class Painter:
     ) -> Panel:
         """Draws one panel, of `width` by `height` inches.
 
-        `draw` gets empty axes. `label` describes the picture in words, for those who don't see it.
+        `draw` gets empty axes, and `drawn`. `label` describes the picture in words, for those who don't see it.
         """
         right, top, bottom = 0.12, 0.12, 0.45
         with matplotlib.rc_context(STYLE):
@@ -139,7 +139,7 @@ class Painter:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(True, axis="y")
             axes.set_axisbelow(True)
-            draw(axes)
+            draw(axes, *drawn)
             return Panel(to_svg(canvas, label, key, self._colours), heading, (width, height))
 
     def legend(self, figure: Figure) -> list[Entry]:
@@ -224,7 +224,7 @@ def model_line(axes: Axes, index: int, x: np.ndarray, y: np.ndarray, **changes: 
         y,
         **{
             "color": colours.model_colour(index),
-            "linewidth": colours.line_width(index),
+            "linewidth": 1.1 + 0.25 * min(index, 5),
             "solid_capstyle": "round",
             "marker": colours.MARKERS[index % len(colours.MARKERS)],
             "markersize": 3.4,
@@ -250,11 +250,6 @@ def heat_map(axes: Axes, values: np.ndarray, low: float, high: float, origin: An
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
-
-
-def colour_bar(low: str, high: str) -> ColourBar:
-    """Returns the key of MAP between two ends."""
-    return ColourBar([to_hex(colormaps[MAP](place)) for place in np.linspace(0, 1, 9)], low, high)
 
 
 def step_axis(axes: Axes, last: int) -> None:

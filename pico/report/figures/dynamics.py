@@ -9,18 +9,17 @@ from matplotlib.axes import Axes
 
 from pico.report.figures import colours
 from pico.report.figures.drawing import (
+    ColourBar,
     Entry,
     Figure,
     Painter,
-    Panel,
-    colour_bar,
     dashed,
     heat_map,
     model_line,
     short_count,
 )
 from pico.report.figures.results import seed_bands
-from pico.report.figures.similarity import similarity_figures
+from pico.report.figures.similarity import cka_to_final, layer_squares, linear_cka_to_final, step_squares
 from pico.report.inputs.dynamics import Grid, Spectra, spread_steps
 from pico.report.inputs.suite import Model
 
@@ -106,7 +105,10 @@ SCORES = (
 def dynamics_figures(painter: Painter) -> list[Figure]:
     """Returns all figures for which there are values."""
     found = [
-        *similarity_figures(painter),
+        cka_to_final(painter),
+        linear_cka_to_final(painter),
+        step_squares(painter),
+        layer_squares(painter),
         relative_change(painter),
         *(weights_over_steps(painter, one) for one in HEAT_MAPS),
         per_head(painter),
@@ -188,54 +190,8 @@ def weights_over_steps(painter: Painter, one: HeatMap) -> Figure | None:
         for entry in found
     ]
     low, high = min(map(np.nanmin, scaled)), max(map(np.nanmax, scaled))
-    panels = [
-        _heat_panel(painter, f"heat-{one.metric}-{one.component}-{index}", one, model, rows, grid, values, low, high)
-        for (index, model, rows, grid), values in zip(found, scaled, strict=True)
-    ]
-    within = ", within each captured module" if one.component == "simple" else ""
-    return Figure(
-        f"heat-{one.metric}-{one.component}",
-        one.title,
-        f"{one.caption}. Of the weights, at up to {COLUMNS} checkpoints spread over log-step. Rows are layers, from "
-        f"the input down{within}. All models share one colour scale; grey: not defined. One run a model.",
-        panels,
-        legend="",
-        colour_bars=[colour_bar(*(short_count(10**end if one.logarithmic else end) for end in (low, high)))],
-        columns=painter.columns,
-    )
 
-
-def _stack(model: Model, one: HeatMap) -> tuple[list[tuple[str, int]], Grid]:
-    """Returns (module, number of its layers) in order, and the grids of all modules below each other."""
-    modules: list[str | None] = list(model.dynamics.modules(one.metric, one.component, "weights"))
-    grids = [model.dynamics.grid(one.metric, one.component, "weights", module=module) for module in modules or [None]]
-    steps = sorted({step for grid in grids for step in grid.steps})
-    if not steps:
-        return [], Grid([], [], np.full((0, 0), np.nan))
-    columns = spread_steps(steps, COLUMNS)
-    values = np.full((sum(len(grid.layers) for grid in grids), len(columns)), np.nan)
-    start = 0
-    for grid in grids:
-        for column, step in enumerate(columns):
-            if step in grid.steps:
-                values[start : start + len(grid.layers), column] = grid.values[:, grid.steps.index(step)]
-        start += len(grid.layers)
-    rows = [(module or "", len(grid.layers)) for module, grid in zip(modules or [None], grids, strict=True)]
-    return rows, Grid([layer for grid in grids for layer in grid.layers], columns, values)
-
-
-def _heat_panel(
-    painter: Painter,
-    key: str,
-    one: HeatMap,
-    model: Model,
-    rows: list[tuple[str, int]],
-    grid: Grid,
-    values: np.ndarray,
-    low: float,
-    high: float,
-) -> Panel:
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, rows: list[tuple[str, int]], grid: Grid, values: np.ndarray) -> None:
         heat_map(axes, values, low, high if high > low else low + 1)
         ends = np.cumsum([0, *(count for _, count in rows)])
         for end in ends[1:-1]:
@@ -250,8 +206,41 @@ def _heat_panel(
         axes.set_xticks(shown, [short_count(grid.steps[column]) for column in shown])
         axes.set_xlabel("step")
 
-    label = f"{one.title} of {model.name} over layers and steps"
-    return painter.paint(key, label, draw, width=2.9, height=2.1, heading=model.name)
+    key = f"heat-{one.metric}-{one.component}"
+    panels = []
+    for (index, model, rows, grid), values in zip(found, scaled, strict=True):
+        label = f"{one.title} of {model.name} over layers and steps"
+        panels.append(
+            painter.paint(f"{key}-{index}", label, draw, rows, grid, values, width=2.9, height=2.1, heading=model.name)
+        )
+    within = ", within each captured module" if one.component == "simple" else ""
+    return Figure(
+        key,
+        one.title,
+        f"{one.caption}. Of the weights, at up to {COLUMNS} checkpoints spread over log-step. Rows are layers, from "
+        f"the input down{within}. All models share one colour scale; grey: not defined. One run a model.",
+        panels,
+        legend="",
+        colour_bars=[ColourBar(*(short_count(10**end if one.logarithmic else end) for end in (low, high)))],
+        columns=painter.columns,
+    )
+
+
+def _stack(model: Model, one: HeatMap) -> tuple[list[tuple[str, int]], Grid]:
+    """Returns (module, number of its layers) in order, and the grids of all modules below each other."""
+    modules: list[str | None] = [*model.dynamics.modules(one.metric, one.component, "weights")] or [None]
+    grids = [model.dynamics.grid(one.metric, one.component, "weights", module=module) for module in modules]
+    steps = sorted({step for grid in grids for step in grid.steps})
+    columns = spread_steps(steps, COLUMNS)
+    values = np.full((sum(len(grid.layers) for grid in grids), len(columns)), np.nan)
+    start = 0
+    for grid in grids:
+        for column, step in enumerate(columns):
+            if step in grid.steps:
+                values[start : start + len(grid.layers), column] = grid.values[:, grid.steps.index(step)]
+        start += len(grid.layers)
+    rows = [(module or "", len(grid.layers)) for module, grid in zip(modules, grids, strict=True)]
+    return rows, Grid([layer for grid in grids for layer in grid.layers], columns, values)
 
 
 def spectra_over_steps(painter: Painter) -> Figure | None:
@@ -278,7 +267,8 @@ def spectra_over_steps(painter: Painter) -> Figure | None:
         painter.paint(
             f"spectra-{index}",
             f"Singular values of {spectra.module} of layer {spectra.layer} of {model.name} at several steps",
-            lambda axes, spectra=spectra: draw(axes, spectra),  # type: ignore[misc]
+            draw,
+            spectra,
             width=2.9,
             height=2.1,
             heading=f"{model.name} · {spectra.module}, layer {spectra.layer}, {' × '.join(map(str, spectra.shape))}",

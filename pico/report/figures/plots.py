@@ -28,22 +28,12 @@ HEADERS = {
 
 def write_plots(suite: Suite, folder: Path) -> None:
     """Writes the four tables, long form, one observation a row; empty cells where a value is missing."""
-    rows = {
-        "loss.csv": _loss(suite),
-        "scaling.csv": _scaling(suite),
-        "cka.csv": _cka(suite),
-        "benchmarks.csv": _benchmarks(suite),
-    }
-    for name, header in HEADERS.items():
-        write_atomic(folder / name, _csv(header, rows[name]))
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return buffer.getvalue()
+    for (name, header), rows in zip(HEADERS.items(), (_loss, _scaling, _cka, _benchmarks), strict=True):
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([_cell(value) for value in row] for row in rows(suite))
+        write_atomic(folder / name, buffer.getvalue())
 
 
 def _cell(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """The report's figures of training and results: loss, scale, domains, benchmarks, and bands over seeds."""
 
-from itertools import groupby
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
@@ -15,18 +13,14 @@ from pico.report.inputs.suite import LOSS_BINS, Model, Suite, floats
 def loss_curves(painter: Painter) -> Figure:
     """Draws training and held-out loss over log-step."""
     suite = painter.suite
-    last = int(max(model.training.step.max() for model in suite.models))
-    every = [
-        curve[np.isfinite(curve)]
-        for model in suite.models
-        for curve in (model.training.train_loss, model.training.heldout_loss)
-    ]
-    finite = np.concatenate(every)
+    curves = [model.training for model in suite.models]
+    last = int(max(curve.step.max() for curve in curves))
+    every = np.concatenate([losses for curve in curves for losses in (curve.train_loss, curve.heldout_loss)])
+    finite = every[np.isfinite(every)]
     limits = (finite.min() - 0.03 * np.ptp(finite), finite.max() + 0.03 * np.ptp(finite)) if len(finite) else (0, 1)
 
     def draw(axes: Axes, heldout: bool) -> None:
-        for index, model in enumerate(suite.models):
-            curve = model.training
+        for index, curve in enumerate(curves):
             if heldout:
                 keep = np.isfinite(curve.heldout_loss)
                 model_line(axes, index, curve.step[keep], curve.heldout_loss[keep])
@@ -45,10 +39,8 @@ def loss_curves(painter: Painter) -> Figure:
         f"{suite.params.packing.seq_len} tokens that are the same for every model. Held-out: every "
         f"{settings.eval_every} steps, on documents that are never trained on. One run a model, so no error is given.",
         [
-            painter.paint("loss-train", "Training loss over steps", lambda axes: draw(axes, False), heading="Training"),
-            painter.paint(
-                "loss-heldout", "Held-out loss over steps", lambda axes: draw(axes, True), heading="Held-out"
-            ),
+            painter.paint("loss-train", "Training loss over steps", draw, False, heading="Training"),
+            painter.paint("loss-heldout", "Held-out loss over steps", draw, True, heading="Held-out"),
         ],
     )
 
@@ -95,15 +87,13 @@ def scaling(painter: Painter) -> Figure:
         "tokens. All models have seen the same tokens. One run a model; all held-out text is scored, so there is no "
         "sampling error in this figure, but another seed or another split would move the points.",
         [
-            painter.paint(
-                "scaling-total",
-                "Held-out bits per byte against all parameters",
-                lambda axes: draw(axes, total, "parameters"),
-            ),
+            painter.paint("scaling-total", "Held-out bits per byte against all parameters", draw, total, "parameters"),
             painter.paint(
                 "scaling-body",
                 "Held-out bits per byte against parameters without embeddings",
-                lambda axes: draw(axes, body, "parameters without embeddings"),
+                draw,
+                body,
+                "parameters without embeddings",
             ),
         ],
     )
@@ -116,15 +106,7 @@ def domains(painter: Painter) -> Figure:
     def draw(axes: Axes, rows: np.ndarray) -> None:
         for index, model in enumerate(suite.models):
             found = [model.last["heldout"].get(name, {}).get("bits_per_byte") for name in suite.domains]
-            axes.plot(
-                floats(found),
-                rows,
-                linestyle="",
-                color=colours.model_colour(index),
-                markersize=5.5,
-                marker=colours.MARKERS[index % len(colours.MARKERS)],
-                markeredgewidth=0,
-            )
+            model_line(axes, index, floats(found), rows, linestyle="", markersize=5.5)
         axes.plot(
             floats([suite.unigram(name) for name in suite.domains]),
             rows,
@@ -185,7 +167,8 @@ def benchmarks(painter: Painter) -> Figure | None:
             painter.paint(
                 f"benchmark-{index}",
                 f"{task} over steps",
-                lambda axes, task=task: draw(axes, task),  # type: ignore[misc]
+                draw,
+                task,
                 width=3.5,
                 height=2.5,
                 heading=f"{task}, {suite.examples(task)}",
@@ -198,14 +181,11 @@ def benchmarks(painter: Painter) -> Figure | None:
 
 def seed_groups(models: list[Model]) -> list[list[Model]]:
     """Returns the runs, two or more, whose data and settings are the same but for the seed; in order of the models."""
-
-    def identity(model: Model) -> str:
-        return model.seedless
-
-    known = [model for model in models if model.seedless]
-    found = [list(group) for _, group in groupby(sorted(known, key=identity), key=identity)]
-    groups = [sorted(group, key=models.index) for group in found if len(group) > 1]
-    return sorted(groups, key=lambda group: models.index(group[0]))
+    groups: dict[str, list[Model]] = {}
+    for model in models:
+        if model.seedless:
+            groups.setdefault(model.seedless, []).append(model)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def band(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -249,8 +229,8 @@ def seed_bands(painter: Painter) -> Figure | None:
         "activations to the last checkpoint, the mean over layers and modules. Colours are those of each group's "
         "first run.",
         [
-            painter.paint("seeds-loss", "Training loss over steps, a band over seeds", lambda axes: draw(axes, False)),
-            painter.paint("seeds-cka", "CKA to final over steps, a band over seeds", lambda axes: draw(axes, True)),
+            painter.paint("seeds-loss", "Training loss over steps, a band over seeds", draw, False),
+            painter.paint("seeds-cka", "CKA to final over steps, a band over seeds", draw, True),
         ],
     )
 

@@ -5,17 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from pico.report.figures.drawing import Figure, Painter, Panel, colour_bar, dashed, model_line
+from pico.report.figures.drawing import ColourBar, Figure, Painter, Panel, dashed, model_line
 from pico.report.inputs.convergence import EARLY, LEVEL, RunStability, Stability, concordance, stability, summarise
 from pico.report.inputs.dynamics import CKA, HELDOUT_SPLIT, null_level
 
 NEVER = 1.12
 """The height at which a layer that is never stable is drawn: above the end of training."""
-
-
-def similarity_figures(painter: Painter) -> list[Figure | None]:
-    """Returns all figures of similarity; None for those whose comparisons were not made."""
-    return [cka_to_final(painter), linear_cka_to_final(painter), step_squares(painter), layer_squares(painter)]
 
 
 def cka_to_final(painter: Painter) -> Figure | None:
@@ -24,16 +19,13 @@ def cka_to_final(painter: Painter) -> Figure | None:
     metric = next((name for name in CKA if name in metrics), None)
     if metric is None:
         return None
-    return Figure(
-        "cka",
-        "Similarity to the final representation",
+    caption = (
         f"{'Debiased linear' if metric == 'debiased_cka' else 'Linear'} CKA (centred kernel alignment) between the "
         f"activations of each checkpoint and those of the last one, by layer, on {painter.suite.batch}. 1: the same up "
-        f"to rotation and scale. {_null(metric)} Steps are logarithmic; one run a model.",
-        _panels(painter, "cka", metric, _modules(painter, metric)),
-        legend="layers",
-        columns=painter.columns,
+        "to rotation and scale."
     )
+    modules = _modules(painter, metric)
+    return _to_final(painter, "cka", "Similarity to the final representation", caption, metric, modules)
 
 
 def linear_cka_to_final(painter: Painter) -> Figure | None:
@@ -41,24 +33,16 @@ def linear_cka_to_final(painter: Painter) -> Figure | None:
     modules = _modules(painter, "linear_cka")
     if not modules or {model.dynamics.cka for model in painter.suite.models} != {"debiased_cka"}:
         return None
-    return Figure(
-        "cka-linear",
-        "The same without debiasing",
-        f"Linear CKA, as it is usually given, of {modules[-1]} to the last checkpoint, on {painter.suite.batch}. "
-        f"{_null('linear_cka')} Steps are logarithmic; one run a model.",
-        _panels(painter, "cka-linear", "linear_cka", modules[-1:]),
-        legend="layers",
-        columns=painter.columns,
-    )
+    caption = f"Linear CKA, as it is usually given, of {modules[-1]} to the last checkpoint, on {painter.suite.batch}."
+    return _to_final(painter, "cka-linear", "The same without debiasing", caption, "linear_cka", modules[-1:])
 
 
 def step_squares(painter: Painter) -> Figure | None:
     """Draws CKA between every two checkpoints of the middle layer, a panel a model."""
     found = []
     for index, model in enumerate(painter.suite.models):
-        layer = model.config["n_layers"] // 2
         if metric := model.dynamics.cka:
-            module = _modules(painter, metric)[-1]
+            layer, module = model.config["n_layers"] // 2, _modules(painter, metric)[-1]
             if pairs := model.dynamics.step_pairs(metric, "simple", HELDOUT_SPLIT, module, layer):
                 label = f"CKA of {module} of layer {layer} of {model.name} between every two checkpoints"
                 heading = f"{model.name} · {module}, layer {layer}"
@@ -97,18 +81,17 @@ def _squares(painter: Painter, key: str, title: str, pairs: str, panels: list[Pa
         "representations give about 0 where CKA is debiased. One run a model.",
         panels,
         legend="",
-        colour_bars=[colour_bar("0", "1")],
+        colour_bars=[ColourBar("0", "1")],
         columns=painter.columns,
     )
 
 
-def _panels(painter: Painter, key: str, metric: str, modules: list[str]) -> list[Panel]:
+def _to_final(painter: Painter, key: str, title: str, caption: str, metric: str, modules: list[str]) -> Figure:
     panels = []
     for module in modules:
         for index, model in enumerate(painter.suite.models):
             grid = model.dynamics.grid(metric, "simple", "activations", split=HELDOUT_SPLIT, module=module)
             if grid.steps:
-                shapes = model.dynamics.shapes(metric, "simple", "activations", module)
                 panels.append(
                     painter.layer_panel(
                         f"{key}-{module.replace('.', '-')}-{index}",
@@ -117,19 +100,17 @@ def _panels(painter: Painter, key: str, metric: str, modules: list[str]) -> list
                         "CKA to final",
                         f"{model.name} · {module}",
                         limits=(-0.05, 1.03),
-                        null=null_level(metric, *shapes[-1]),
+                        null=null_level(metric, *model.dynamics.shape(metric, "simple", "activations", module)),
                     )
                 )
-    return panels
-
-
-def _null(metric: str) -> str:
+    null = "The dashed line at 0 is what independent representations give."
     if metric == "linear_cka":
-        return (
+        null = (
             "The dashed line is what independent representations of that shape give: p / (n + p) for n rows of p "
             "features, so well over 0 where a layer is wide."
         )
-    return "The dashed line at 0 is what independent representations give."
+    caption = f"{caption} {null} Steps are logarithmic; one run a model."
+    return Figure(key, title, caption, panels, legend="layers", columns=painter.columns)
 
 
 @dataclass(frozen=True)
@@ -234,7 +215,8 @@ def _stability_figure(
             painter.paint(
                 f"stability-{module.replace('.', '-')}",
                 f"Share of training until {module} of each layer is stable, for each model",
-                lambda axes, module=module: draw(axes, module),  # type: ignore[misc]
+                draw,
+                module,
                 width=3.2,
                 height=2.5,
                 left=0.7,

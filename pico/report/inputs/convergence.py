@@ -11,12 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from pico.report.inputs.dynamics import HELDOUT_SPLIT, Dynamics
 
-METRIC = "debiased_cka"
 LEVEL = 0.9
 """Similarity from which a layer counts as stable."""
 EARLY = 0.2
@@ -95,7 +94,7 @@ def stability(dynamics: Dynamics, run: str, level: float = LEVEL) -> list[Stabil
 
     Looks only at comparisons of held-out activations with the last step. Empty where there are none.
     """
-    rows = dynamics.select(METRIC, "simple", "activations", HELDOUT_SPLIT)
+    rows = dynamics.select("debiased_cka", "simple", "activations", HELDOUT_SPLIT)
     last = max(rows["step"].to_pylist(), default=None)
     curves: dict[tuple[str | None, int], dict[int, float | None]] = {}
     columns: Any = (rows[name].to_pylist() for name in ("module", "layer", "step", "target_step", "value"))
@@ -119,8 +118,8 @@ def summarise(found: Sequence[Stability], runs: Sequence[str]) -> list[RunStabil
         own = [one for one in found if one.run == run]
         if not own:
             continue
-        times = sorted(math.inf if one.fraction is None else one.fraction for one in own)
-        middle = (times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2
+        times = [math.inf if one.fraction is None else one.fraction for one in own]
+        middle = median(times)
         early = [one.early for one in own if one.early is not None]
         summaries.append(
             RunStability(

@@ -28,7 +28,6 @@ HELDOUT_SPLIT = "val"
 """The split whose activations are shown."""
 SPECTRA_STEPS = 6
 """Checkpoints at most whose spectra are shown, spread over log-step."""
-NULL_DRAWS = 5
 NULL_ENTRIES = 2**20
 """Entries of a matrix up to which an independence null is sampled; larger ones have one only in closed form."""
 
@@ -89,13 +88,11 @@ class Dynamics:
         elif rows["head"].null_count < len(rows):  # per head: a measurement on all heads together is another thing
             rows = rows.filter(pc.field("head").is_valid())
         means = rows.group_by(["layer", "step"]).aggregate([("value", "mean")])
-        layers, steps = sorted(set(means["layer"].to_pylist())), sorted(set(means["step"].to_pylist()))
+        layers, at = np.unique(means["layer"].to_numpy(), return_inverse=True)
+        steps, column = np.unique(means["step"].to_numpy(), return_inverse=True)
         values = np.full((len(layers), len(steps)), np.nan)
-        for layer, step, value in zip(
-            *(means[name].to_pylist() for name in ("layer", "step", "value_mean")), strict=True
-        ):
-            values[layers.index(layer), steps.index(step)] = math.nan if value is None else value
-        return Grid(layers, steps, values)
+        values[at, column] = means["value_mean"].to_numpy()
+        return Grid(layers.tolist(), steps.tolist(), values)
 
     def curve(self, metric: str, combine: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the steps, and at each `combine` ("max", "mean") of all values of a metric."""
@@ -103,11 +100,11 @@ class Dynamics:
         found = rows.group_by("step").aggregate([("value", combine)]).sort_by("step")
         return found["step"].to_numpy().astype(float), found[f"value_{combine}"].to_numpy()
 
-    def shapes(self, metric: str, component: str, data_type: str, module: str | None) -> list[tuple[int, int]]:
-        """Returns the distinct (rows, independent columns) of the data behind a metric's values, sorted."""
+    def shape(self, metric: str, component: str, data_type: str, module: str | None) -> tuple[int, int]:
+        """Returns the largest (rows, independent columns) of the data behind a metric's values."""
         rows = self.select(metric, component, data_type, None, module)
         triples = zip(*(rows[name].to_pylist() for name in ("n", "p", "rank")), strict=True)
-        return sorted({(n, independent_columns(n, p, rank)) for n, p, rank in triples})
+        return max((n, independent_columns(n, p, rank)) for n, p, rank in triples)
 
     def step_pairs(self, metric: str, component: str, split: str, module: str | None, layer: int) -> Pairs | None:
         """Returns the similarity of every two steps of one layer; None where each was compared with one step alone."""
@@ -134,11 +131,6 @@ class Dynamics:
         if module is not None:
             wanted &= pc.field("module") == module
         return self.table.filter(wanted)
-
-    @cached_property
-    def steps(self) -> list[int]:
-        """All steps that were analysed, ascending."""
-        return sorted(self.table["step"].unique().to_pylist())
 
     @cached_property
     def cka(self) -> str | None:
@@ -194,7 +186,7 @@ def null_level(metric: str, n: int, p: int) -> float | None:
     if n * max(n, p) > NULL_ENTRIES:
         return None
     try:
-        return float(independence_null(metric, n, p, draws=NULL_DRAWS).mean())
+        return float(independence_null(metric, n, p, draws=5).mean())
     except PicoError:  # the metric itself refuses data of this shape
         return None
 
@@ -218,7 +210,7 @@ def _main_target(table: pa.Table) -> np.ndarray:
     Of a metric that was never compared with that checkpoint, the target that most rows have.
     """
     steps = np.array(table["step"].to_numpy(), float)
-    target = np.array(pc.fill_null(pc.cast(table["target_step"], pa.float64()), math.nan).to_numpy())
+    target = np.array(table["target_step"].to_numpy(), float)
     metrics = pc.dictionary_encode(table["metric"]).combine_chunks()
     codes = metrics.indices.to_numpy()
     every = np.unique(steps)
@@ -290,8 +282,9 @@ def read_spectra(checkpoints: list[Path], modules: list[str]) -> Spectra | None:
     Reads that one tensor of each file, memory-mapped. checkpoints: folders, by step. Returns None where no weight fits,
     or where one is zero or not finite.
     """
-    chosen = spread_steps([int(folder.name.removeprefix("step_")) for folder in checkpoints], SPECTRA_STEPS)
-    files = [folder / "model.safetensors" for folder in checkpoints if int(folder.name.removeprefix("step_")) in chosen]
+    files_of = {int(folder.name.removeprefix("step_")): folder / "model.safetensors" for folder in checkpoints}
+    chosen = spread_steps(list(files_of), SPECTRA_STEPS)
+    files = [files_of[step] for step in chosen]
     with safe_open(files[-1], framework="numpy") as file:
         names = list(file.keys())
     layers = sorted({int(name.split(".")[1]) for name in names if name.startswith("layers.")})

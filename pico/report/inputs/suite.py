@@ -32,7 +32,6 @@ class ModelPaths:
     """The loss curve, CSV."""
     analysis: Path
     evaluation: Path
-    """`results.json`"""
     export: Path
 
 
@@ -45,7 +44,6 @@ class Inputs:
     provenance: Path
     gates: Path
     profile: Path
-    """`data/profile/profile.json`"""
     models: tuple[ModelPaths, ...]
 
 
@@ -54,10 +52,7 @@ class Training:
     """The loss curve: arrays of one length; `heldout_loss` is NaN where it was not measured. Losses in nats a token."""
 
     step: np.ndarray
-    tokens: np.ndarray
-    learning_rate: np.ndarray
     train_loss: np.ndarray
-    gradient_norm: np.ndarray
     heldout_loss: np.ndarray
 
     @property

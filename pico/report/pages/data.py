@@ -68,9 +68,7 @@ def dropped(entry: dict[str, Any]) -> dict[str, int]:
         if isinstance(value, int) and re.fullmatch(r"(?!tail_|heldout_).*(_dropped|_out)", key)
     }
     found |= entry.get("dropped", {})
-    order = list(NAMES)
-    return {key: found[key] for key in sorted(found, key=lambda key: (key not in order, order.index(key) if key in order
-                                                                      else 0, key))}  # fmt: skip
+    return {key: found[key] for key in [*NAMES, *sorted(found)] if key in found}
 
 
 def steps(provenance: dict[str, Any]) -> list[tuple[str, dict[str, int], str]]:
@@ -82,18 +80,17 @@ def steps(provenance: dict[str, Any]) -> list[tuple[str, dict[str, int], str]]:
     entries = {name: entry for name, entry in entries.items() if "documents_read" in entry}
     if not entries:
         return []
-    reasons = list(dict.fromkeys(reason for entry in entries.values() for reason in dropped(entry)))
+    out = {name: dropped(entry) for name, entry in entries.items()}
 
     def line(key: str) -> dict[str, int]:
         return {name: entry.get(key, 0) for name, entry in entries.items()}
 
     found = [("Fetched", line("documents_read"), "sum")]
-    for reason in reasons:
-        counts = {name: dropped(entry).get(reason, 0) for name, entry in entries.items()}
+    for reason in dict.fromkeys(reason for counts in out.values() for reason in counts):
+        counts = {name: one.get(reason, 0) for name, one in out.items()}
         found.append((NAMES.get(reason, reason.replace("_", " ")), counts, "less"))
     missing = {
-        name: entry["documents_read"] - sum(dropped(entry).values()) - entry["documents"]
-        for name, entry in entries.items()
+        name: entry["documents_read"] - sum(out[name].values()) - entry["documents"] for name, entry in entries.items()
     }
     if any(missing.values()):
         found.append(("not accounted for", missing, "less"))
@@ -114,8 +111,7 @@ def further(provenance: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         for key, name in FURTHER
         if any(key in entry for entry in entries.values())
     ]
-    kinds = dict.fromkeys(kind for entry in entries.values() for kind in entry.get("redacted", {}))
-    for kind in kinds:
+    for kind in dict.fromkeys(kind for entry in entries.values() for kind in entry.get("redacted", {})):
         counts = {domain: entry.get("redacted", {}).get(kind) for domain, entry in entries.items()}
         found.append((f"Redacted: {kind}", counts))
     return found

@@ -71,7 +71,7 @@ def _columns(model: Model, names: dict[str, dict[Any, int]]) -> dict[str, Any]:
         "series": {column: series[index].tolist() for index, column in enumerate(KEY)},
         "values": base64.b64encode(narrow.tobytes()).decode(),
         "status": sorted(missing),
-        "nulls": _nulls(table, place, series.shape[1]),
+        "nulls": _nulls(table, place),
     }
 
 
@@ -84,10 +84,9 @@ def _codes(column: pa.ChunkedArray, names: dict[Any, int]) -> np.ndarray:
     return np.array([names[value] for value in encoded.dictionary.to_pylist()])[encoded.indices.to_numpy()]
 
 
-def _nulls(table: pa.Table, place: np.ndarray, count: int) -> list[list[float]]:
+def _nulls(table: pa.Table, place: np.ndarray) -> list[list[float]]:
     """Returns [series, level] for the series whose metric has an independence null."""
     _, firsts = np.unique(place, return_index=True)
     rows = table.select(["metric", "n", "p", "rank"]).take(pa.array(firsts)).to_pylist()
     levels = [null_level(row["metric"], row["n"], independent_columns(row["n"], row["p"], row["rank"])) for row in rows]
-    assert len(levels) == count
     return [[index, round(level, 6)] for index, level in enumerate(levels) if level is not None]

