@@ -93,9 +93,7 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
 
 def pretrain(stage: Stage) -> None:
-    """Runs the whole stage."""
-    if stage.model is None:
-        raise ValueError("stage pretrain needs --model")
+    """Publishes `data/models/SCALE/MODEL/`."""
     run = open_run(run_spec(stage.params, stage.model), TOKENS)
     out = Path("data/models") / stage.params.suite.scale / stage.model
     if unrecorded(f"pretrain@{stage.model}", run.folder, out):

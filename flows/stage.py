@@ -8,13 +8,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ruamel.yaml import YAML
 
+from flows.lab.environment import SET_BY_US
 from pico.config import Params, load_params
 from pico.errors import PicoError
 from pico.identity import require_pinned
@@ -38,6 +39,8 @@ TRY_AGAIN: dict[str, Any] = {
     "retry_condition_fn": _may_succeed_again,
 }
 """Options of the Prefect tasks that talk to the outside."""
+RAY_BYTES = 2**28
+"""Size of text from which Ray is worth its start-up."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,9 @@ class Stage:
         """
         if not files:
             return
-
         deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][self.name]["deps"]
         for file in files:
-            if not any(str(path) in deps for path in (Path(file), *Path(file).parents)):
+            if all(str(path) not in deps for path in (Path(file), *Path(file).parents)):
                 raise PicoError(
                     f"{file} is no dep of stage {self.name}, so that DVC would not notice when it changes",
                     where=f"params.yaml: {setting}",
@@ -124,8 +126,10 @@ class Stage:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def ray(self) -> AbstractContextManager[None]:
+    def ray(self, wanted: bool = True) -> AbstractContextManager[None]:
         """Returns a context in which Ray is up: that of RAY_ADDRESS, else the lab's, else one of this stage's own."""
+        if not wanted:
+            return nullcontext()
         from flows.lab.ray_session import ray_session
 
         return ray_session(Path.cwd())
@@ -158,13 +162,20 @@ def run(name: str, body: Callable[[Stage], None], *, per_model: bool = False) ->
         require_pinned(Path("libraries.yaml"))
     except PicoError as error:
         leave(name, error)
-    _reach_the_hub(name, params)
+    if name == "fetch" and "HF_HUB_OFFLINE" in SET_BY_US and any(one.kind == "hub" for one in params.corpus.sources):
+        os.environ["HF_HUB_OFFLINE"] = "0"
     execute(Stage(name, params, model), body)
 
 
 def execute(stage: Stage, body: Callable[[Stage], None], task_runner: Any = None) -> NoReturn:
     """Does the rest of `run`, for callers that have read their arguments and settings."""
-    terminated = _die_on_sigterm()
+    from prefect.exceptions import TerminationSignal
+
+    def terminate(number: int, frame: Any) -> None:  # an exception, so that Ray is shut down and the flow run marked
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise TerminationSignal(signal=number)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         failure = _run_flow(stage, body, task_runner)
     except PicoError as error:  # no server
@@ -172,33 +183,12 @@ def execute(stage: Stage, body: Callable[[Stage], None], task_runner: Any = None
     except KeyboardInterrupt:
         print(f"{stage.run_name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
-    except terminated:
+    except TerminationSignal:
         print(f"{stage.run_name}: terminated", file=sys.stderr, flush=True)
         sys.exit(143)
     if failure is not None:
         leave(stage.run_name, failure)
     sys.exit(0)
-
-
-def _reach_the_hub(name: str, params: Params) -> None:
-    """Lifts Hugging Face's offline switch for the fetch stage of a hub source, unless the user has set it."""
-    if name == "fetch" and any(source.kind == "hub" for source in params.corpus.sources):
-        from flows.lab.environment import SET_BY_US
-
-        if "HF_HUB_OFFLINE" in SET_BY_US:
-            os.environ["HF_HUB_OFFLINE"] = "0"
-
-
-def _die_on_sigterm() -> type[BaseException]:
-    """Makes SIGTERM an exception, so that Ray is shut down and the flow run marked. Returns the exception's type."""
-    from prefect.exceptions import TerminationSignal
-
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-        raise TerminationSignal(signal=number)
-
-    signal.signal(signal.SIGTERM, handle)
-    return TerminationSignal
 
 
 def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> BaseException | None:
@@ -258,13 +248,11 @@ def domain_error(error: BaseException | None) -> PicoError | None:
     waiting = [error]
     while waiting:
         candidate = waiting.pop(0)
-        if candidate is None or id(candidate) in seen:
-            continue
         if isinstance(candidate, PicoError):
             return candidate
-        seen.add(id(candidate))
-        waiting += [candidate.__cause__, getattr(candidate, "cause", None)]
-        waiting += list(getattr(candidate, "worker_failures", {}).values())  # Ray Train: rank -> exception
+        if candidate is not None and id(candidate) not in seen:
+            seen.add(id(candidate))
+            waiting += [candidate.__cause__, getattr(candidate, "cause", None)]
     return None
 
 

@@ -75,8 +75,7 @@ def down(root: Path) -> list[str]:
     """Stops what `up` started in this clone, and nothing else. Returns the names of the services that were running."""
     root = _project(root)
     with _locked(root):
-        record = read_record(root)
-        return _stop(root, record, list(LIVE))
+        return _stop(root, read_record(root), list(LIVE))
 
 
 def status(root: Path) -> dict[str, str | None]:
@@ -117,7 +116,7 @@ def _locked(root: Path) -> Iterator[None]:
 def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[str, int]:
     """Returns a port by name for the services in `missing`. Raises PicoError where one that was asked for is taken."""
     chosen: dict[str, int] = {}
-    for name, first in ((name, first) for service in missing for name, first in FIRST_PORTS[service].items()):
+    for name, first in [entry for service in missing for entry in FIRST_PORTS[service].items()]:
         asked = ports.get(name)
         if asked is not None and not is_free(asked):
             raise PicoError(
@@ -157,8 +156,7 @@ def _start_prefect(root: Path, ports: dict[str, int], record: Record) -> tuple[s
     home.mkdir(parents=True, exist_ok=True)
     for old in home.glob("ui-*"):
         shutil.rmtree(old, ignore_errors=True)
-    environment = _environment(**server_environment(home, port))
-    process, entry = _spawn(root, "prefect", server_command(port), environment)
+    process, entry = _spawn(root, "prefect", server_command(port), _environment(**server_environment(home, port)))
     return process, {**entry, "port": port}
 
 
@@ -259,9 +257,10 @@ def _left_in(folders: list[str]) -> list:
     found = []
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
-        if uids and uids.real == os.getuid() and any(folder in word for word in words for folder in folders):
+        ours = uids and uids.real == os.getuid() and process.pid != os.getpid()
+        if ours and any(folder in word for word in words for folder in folders):
             found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
+    return found
 
 
 def _signal(processes: Iterable, number: int) -> None:
