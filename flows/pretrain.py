@@ -81,9 +81,8 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
     Then it is not made again. Where DVC has recorded it, somebody asked for it to be made anew (`dvc repro --force`).
     """
-    if not (work / PUBLISHED).exists() or not (out / "training.csv").exists():
-        return False
-    if read_json(work / PUBLISHED) != contents(out):
+    published = work / PUBLISHED
+    if not (published.exists() and (out / "training.csv").exists() and read_json(published) == contents(out)):
         return False
     from dvc.repo import Repo
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -56,11 +56,6 @@ class Stage:
     def run_name(self) -> str:
         """The name of the flow run: `pretrain-tiny`, or the bare name for stages that are not per model."""
         return f"{self.name}-{self.model}" if self.model else self.name
-
-    @property
-    def title(self) -> str:
-        """The same for people: `pretrain tiny`."""
-        return " ".join(filter(None, [self.name.replace("_", " "), self.model]))
 
     def require_deps(self, files: Sequence[str], setting: str) -> None:
         """Raises PicoError for a file of the user that is no dep of this stage: DVC would not see it change.
@@ -110,12 +105,13 @@ class Stage:
         from pico.watch.progress import Bar
 
         key = _artifact_key(f"{self.run_name}-progress")
-        artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"Progress of {self.title}")
+        title = f"{self.name.replace('_', ' ')} {self.model}".rstrip()
+        artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"Progress of {title}")
 
         def publish(share: float) -> None:
             update_progress_artifact(artifact, progress=round(100 * share, 1))
 
-        with Bar(self.title, total, unit, log=self.logger.info, publish=publish, console=log_console()) as bar:
+        with Bar(title, total, unit, log=self.logger.info, publish=publish, console=log_console()) as bar:
             yield bar
 
     def device(self) -> str:
@@ -234,12 +230,11 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
 
 def _tags(stage: Stage) -> list[str]:
     """Returns model, scale and git revision, as they are searched for in the UI."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        revision = [f"git:{found.stdout.strip()}"]
-    except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
-        revision = []
-    return [*([f"model:{stage.model}"] if stage.model else []), f"scale:{stage.params.suite.scale}", *revision]
+    found = [f"scale:{stage.params.suite.scale}", *([f"model:{stage.model}"] if stage.model else [])]
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no commit yet
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        found.append(f"git:{head.stdout.strip()}")
+    return found
 
 
 def domain_error(error: BaseException | None) -> PicoError | None:

@@ -129,9 +129,8 @@ def order_lock(before: list[str], plan: Plan, path: Path = Path("dvc.lock")) -> 
         return
     with modify_yaml(path) as data:
         stages = data["stages"]
-        entries = {name: stages.pop(name) for name in now}
         for name in wanted:
-            stages[name] = entries[name]
+            stages[name] = stages.pop(name)
 
 
 @task

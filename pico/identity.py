@@ -72,11 +72,9 @@ def imports(module: str) -> Imports:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name for name in inner if module_file(name)} or {node.module}
             # `from package import module, function`: the package's own file has a part in it too.
-            if any(not module_file(name) for name in inner):
-                names.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if module_file(name) else node.module for name in inner}
     ours = {name for name in names if module_file(name)}
     others = {name.split(".")[0] for name in names} - set(PROJECT) - sys.stdlib_module_names
     return Imports(frozenset(ours), frozenset(others))

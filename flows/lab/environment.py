@@ -9,6 +9,8 @@ import json
 import os
 import secrets
 import socket
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +85,7 @@ def ray_token(root: Path) -> Path:
     """Returns the file with the token of this clone's Ray, made when missing and readable by its owner only."""
     path = root / LAB / "ray_token"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path
-    with open(descriptor, "w") as file:
+    with suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as file:
         file.write(secrets.token_hex(32))
     return path
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from flows.lab.environment import (
     LAB,
     RAY_READY,
@@ -133,8 +135,6 @@ def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[s
 
 def _holder(port: int) -> str:
     """Returns which program listens on `port`, as far as this user may know."""
-    import psutil
-
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -193,8 +193,6 @@ START = {"prefect": _start_prefect, "ray": _start_ray, "forkserver": _start_fork
 
 def _spawn(root: Path, name: str, command: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen, Record]:
     """Starts a service in a session of its own, so that Ctrl-C in a terminal does not reach it; logs to runs/lab."""
-    import psutil
-
     with open(root / LAB / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -229,8 +227,6 @@ def _failure(root: Path, name: str, what: str) -> PicoError:
 
 def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
     """Ends recorded services with all their processes, and forgets them. Returns the names of those that ran."""
-    import psutil
-
     entries = {name: record.pop(name) for name in names if name in record}
     running = {name: psutil.Process(entry["pid"]) for name, entry in entries.items() if same_process(entry)}
     processes = [process for main in running.values() for process in (main, *main.children(recursive=True))]
@@ -252,8 +248,6 @@ def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
 
 def _left_in(folders: list[str]) -> list:
     """Returns this user's processes whose command line names one of the lab's own folders."""
-    import psutil
-
     found = []
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
@@ -264,8 +258,6 @@ def _left_in(folders: list[str]) -> list:
 
 
 def _signal(processes: Iterable, number: int) -> None:
-    import psutil
-
     for process in processes:
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
             process.send_signal(number)
