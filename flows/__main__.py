@@ -66,14 +66,17 @@ def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
         with server.makefile("r") as answers:
             answer = _next(answers)
             if "process" not in answer:
-                if "refused" in answer:
-                    print(
-                        f"{arguments[0]}: starting without the lab's fork server: {answer['refused']}", file=sys.stderr
-                    )
+                if reason := answer.get("refused"):
+                    print(f"{arguments[0]}: starting without the lab's fork server: {reason}", file=sys.stderr)
                 return None
             server.settimeout(None)
+
+            def pass_on(number: int, frame: Any) -> None:
+                with contextlib.suppress(ProcessLookupError):  # it ended; its status is on its way
+                    os.kill(answer["process"], number)
+
             for number in FORWARDED:
-                signal.signal(number, lambda number, frame: _pass_on(answer["process"], number))
+                signal.signal(number, pass_on)
             return _next(answers).get("status", 1)  # no status: the server was killed, and the stage with it
     except OSError:  # the server ended, or is silent
         return None
@@ -82,11 +85,6 @@ def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
 def _next(answers: Any) -> dict[str, Any]:
     line = answers.readline()
     return json.loads(line) if line else {}
-
-
-def _pass_on(process: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended; its status is on its way
-        os.kill(process, number)
 
 
 if __name__ == "__main__":

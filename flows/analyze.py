@@ -24,10 +24,7 @@ TOKENS = DATA / "tokens"
 SIDECARS = Path("runs/analyze/sidecars")
 
 
-@task
-def choose(source: Path) -> list[Checkpoint]:
-    """Returns the checkpoints to be analysed: all finished ones."""
-    return find_checkpoints(source)
+choose = task(name="choose")(find_checkpoints)
 
 
 @task
@@ -69,13 +66,7 @@ def measure(stage: Stage, source: Path, model: str, folder: Path, choices: dict[
 
 def behaviour_settings(settings: Behaviour) -> BehaviourSettings:
     """Returns the library's settings, with those that params.yaml has."""
-    return BehaviourSettings(
-        metrics=tuple(settings.metrics),
-        seed=settings.seed,
-        heldout_rows=settings.heldout_rows,
-        memorised_rows=settings.memorised_rows,
-        landscape_rows=settings.landscape_rows,
-    )
+    return BehaviourSettings(**settings.model_dump())
 
 
 def _choices(stage: Stage, source: Path, settings: Analysis) -> dict[str, Any]:

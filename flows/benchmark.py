@@ -1,7 +1,6 @@
 """Stage `benchmark`: held-out perplexity and benchmarks of chosen checkpoints of one model."""
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +68,7 @@ def ask(stage: Stage, chosen: list[Checkpoint], benchmarks: "list[Benchmark]", d
         for step, part in missing
     ]
     # A GPU is used from this process: Ray tasks would each want one of their own.
-    on_ray = bool(calls) and device != "cuda"
-    with stage.ray() if on_ray else nullcontext(), stage.progress(len(places), "parts") as bar:
+    with stage.ray(bool(calls) and device != "cuda"), stage.progress(len(places), "parts") as bar:
         bar.update(len(places) - len(missing))
         for index, result in spread(evaluate_part, calls):
             write_json(places[missing[index]], result)

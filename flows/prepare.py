@@ -1,21 +1,17 @@
 """Stage `prepare`: cleaning, tokenizer, held-out sets, packed and shuffled token shards."""
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
-from flows.lab import environment
-from flows.stage import Stage, run
+from flows.lab.environment import SET_BY_US
+from flows.stage import RAY_BYTES, Stage, run
 from pico.data.preparation.pipeline import prepare as prepare_tokens
 from pico.files import read_json, write_json
 
 DOCUMENTS, TOKENS, PROVENANCE = Path("data/documents"), Path("data/tokens"), Path("reports/data.json")
-
-RAY_BYTES = 2**28
-"""Size of text from which Ray is worth its start-up."""
 
 
 def prepare(stage: Stage) -> None:
@@ -23,9 +19,9 @@ def prepare(stage: Stage) -> None:
     params = stage.params
     size = sum(entry["bytes"] for entry in read_json(DOCUMENTS / "sources.json"))
     on_ray = size >= RAY_BYTES
-    if "TOKENIZERS_PARALLELISM" in environment.SET_BY_US:  # on Ray, tasks take the processors; here, threads do
+    if "TOKENIZERS_PARALLELISM" in SET_BY_US:  # on Ray, tasks take the processors; here, threads do
         os.environ["TOKENIZERS_PARALLELISM"] = "false" if on_ray else "true"
-    with stage.ray() if on_ray else nullcontext(), stage.progress(size / 1e6, "MB") as bar:
+    with stage.ray(on_ray), stage.progress(size / 1e6, "MB") as bar:
         provenance = prepare_tokens(
             DOCUMENTS,
             TOKENS,

@@ -81,9 +81,8 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
     Then it is not made again. Where DVC has recorded it, somebody asked for it to be made anew (`dvc repro --force`).
     """
-    if not (work / PUBLISHED).exists() or not (out / "training.csv").exists():
-        return False
-    if read_json(work / PUBLISHED) != contents(out):
+    published = work / PUBLISHED
+    if not (published.exists() and (out / "training.csv").exists() and read_json(published) == contents(out)):
         return False
     from dvc.repo import Repo
 
@@ -93,9 +92,7 @@ def unrecorded(name: str, work: Path, out: Path) -> bool:
 
 
 def pretrain(stage: Stage) -> None:
-    """Runs the whole stage."""
-    if stage.model is None:
-        raise ValueError("stage pretrain needs --model")
+    """Publishes `data/models/SCALE/MODEL/`."""
     run = open_run(run_spec(stage.params, stage.model), TOKENS)
     out = Path("data/models") / stage.params.suite.scale / stage.model
     if unrecorded(f"pretrain@{stage.model}", run.folder, out):

@@ -12,10 +12,11 @@ from pico.report.inputs.suite import Inputs, ModelPaths, Suite, gather, suite_me
 DATA, REPORTS = Path("data"), Path("reports")
 
 
-def inputs(params: Params) -> Inputs:
-    """Returns the places of the other stages' outs."""
+@task
+def collect(params: Params) -> Suite:
+    """Reads and checks the outs of the other stages."""
     scale = params.suite.scale
-    return Inputs(
+    inputs = Inputs(
         params=params,
         sources=DATA / "documents" / "sources.json",
         provenance=DATA / "tokens" / "provenance.json",
@@ -33,12 +34,7 @@ def inputs(params: Params) -> Inputs:
             for name in params.suite.models
         ),
     )
-
-
-@task
-def collect(params: Params) -> Suite:
-    """Reads and checks all outs."""
-    return gather(inputs(params))
+    return gather(inputs)
 
 
 @task

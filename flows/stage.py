@@ -8,13 +8,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ruamel.yaml import YAML
 
+from flows.lab.environment import SET_BY_US
 from pico.config import Params, load_params
 from pico.errors import PicoError
 from pico.identity import require_pinned
@@ -38,6 +39,8 @@ TRY_AGAIN: dict[str, Any] = {
     "retry_condition_fn": _may_succeed_again,
 }
 """Options of the Prefect tasks that talk to the outside."""
+RAY_BYTES = 2**28
+"""Size of text from which Ray is worth its start-up."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,6 @@ class Stage:
         """The name of the flow run: `pretrain-tiny`, or the bare name for stages that are not per model."""
         return f"{self.name}-{self.model}" if self.model else self.name
 
-    @property
-    def title(self) -> str:
-        """The same for people: `pretrain tiny`."""
-        return " ".join(filter(None, [self.name.replace("_", " "), self.model]))
-
     def require_deps(self, files: Sequence[str], setting: str) -> None:
         """Raises PicoError for a file of the user that is no dep of this stage: DVC would not see it change.
 
@@ -66,10 +64,9 @@ class Stage:
         """
         if not files:
             return
-
         deps = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][self.name]["deps"]
         for file in files:
-            if not any(str(path) in deps for path in (Path(file), *Path(file).parents)):
+            if all(str(path) not in deps for path in (Path(file), *Path(file).parents)):
                 raise PicoError(
                     f"{file} is no dep of stage {self.name}, so that DVC would not notice when it changes",
                     where=f"params.yaml: {setting}",
@@ -108,12 +105,13 @@ class Stage:
         from pico.watch.progress import Bar
 
         key = _artifact_key(f"{self.run_name}-progress")
-        artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"Progress of {self.title}")
+        title = f"{self.name.replace('_', ' ')} {self.model}".rstrip()
+        artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"Progress of {title}")
 
         def publish(share: float) -> None:
             update_progress_artifact(artifact, progress=round(100 * share, 1))
 
-        with Bar(self.title, total, unit, log=self.logger.info, publish=publish, console=log_console()) as bar:
+        with Bar(title, total, unit, log=self.logger.info, publish=publish, console=log_console()) as bar:
             yield bar
 
     def device(self) -> str:
@@ -124,8 +122,10 @@ class Stage:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def ray(self) -> AbstractContextManager[None]:
+    def ray(self, wanted: bool = True) -> AbstractContextManager[None]:
         """Returns a context in which Ray is up: that of RAY_ADDRESS, else the lab's, else one of this stage's own."""
+        if not wanted:
+            return nullcontext()
         from flows.lab.ray_session import ray_session
 
         return ray_session(Path.cwd())
@@ -158,13 +158,20 @@ def run(name: str, body: Callable[[Stage], None], *, per_model: bool = False) ->
         require_pinned(Path("libraries.yaml"))
     except PicoError as error:
         leave(name, error)
-    _reach_the_hub(name, params)
+    if name == "fetch" and "HF_HUB_OFFLINE" in SET_BY_US and any(one.kind == "hub" for one in params.corpus.sources):
+        os.environ["HF_HUB_OFFLINE"] = "0"
     execute(Stage(name, params, model), body)
 
 
 def execute(stage: Stage, body: Callable[[Stage], None], task_runner: Any = None) -> NoReturn:
     """Does the rest of `run`, for callers that have read their arguments and settings."""
-    terminated = _die_on_sigterm()
+    from prefect.exceptions import TerminationSignal
+
+    def terminate(number: int, frame: Any) -> None:  # an exception, so that Ray is shut down and the flow run marked
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise TerminationSignal(signal=number)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         failure = _run_flow(stage, body, task_runner)
     except PicoError as error:  # no server
@@ -172,33 +179,12 @@ def execute(stage: Stage, body: Callable[[Stage], None], task_runner: Any = None
     except KeyboardInterrupt:
         print(f"{stage.run_name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
-    except terminated:
+    except TerminationSignal:
         print(f"{stage.run_name}: terminated", file=sys.stderr, flush=True)
         sys.exit(143)
     if failure is not None:
         leave(stage.run_name, failure)
     sys.exit(0)
-
-
-def _reach_the_hub(name: str, params: Params) -> None:
-    """Lifts Hugging Face's offline switch for the fetch stage of a hub source, unless the user has set it."""
-    if name == "fetch" and any(source.kind == "hub" for source in params.corpus.sources):
-        from flows.lab.environment import SET_BY_US
-
-        if "HF_HUB_OFFLINE" in SET_BY_US:
-            os.environ["HF_HUB_OFFLINE"] = "0"
-
-
-def _die_on_sigterm() -> type[BaseException]:
-    """Makes SIGTERM an exception, so that Ray is shut down and the flow run marked. Returns the exception's type."""
-    from prefect.exceptions import TerminationSignal
-
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
-        raise TerminationSignal(signal=number)
-
-    signal.signal(signal.SIGTERM, handle)
-    return TerminationSignal
 
 
 def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> BaseException | None:
@@ -244,12 +230,11 @@ def _run_flow(stage: Stage, body: Callable[[Stage], None], task_runner: Any) -> 
 
 def _tags(stage: Stage) -> list[str]:
     """Returns model, scale and git revision, as they are searched for in the UI."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        revision = [f"git:{found.stdout.strip()}"]
-    except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
-        revision = []
-    return [*([f"model:{stage.model}"] if stage.model else []), f"scale:{stage.params.suite.scale}", *revision]
+    found = [f"scale:{stage.params.suite.scale}", *([f"model:{stage.model}"] if stage.model else [])]
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no commit yet
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        found.append(f"git:{head.stdout.strip()}")
+    return found
 
 
 def domain_error(error: BaseException | None) -> PicoError | None:
@@ -258,13 +243,11 @@ def domain_error(error: BaseException | None) -> PicoError | None:
     waiting = [error]
     while waiting:
         candidate = waiting.pop(0)
-        if candidate is None or id(candidate) in seen:
-            continue
         if isinstance(candidate, PicoError):
             return candidate
-        seen.add(id(candidate))
-        waiting += [candidate.__cause__, getattr(candidate, "cause", None)]
-        waiting += list(getattr(candidate, "worker_failures", {}).values())  # Ray Train: rank -> exception
+        if candidate is not None and id(candidate) not in seen:
+            seen.add(id(candidate))
+            waiting += [candidate.__cause__, getattr(candidate, "cause", None)]
     return None
 
 

@@ -129,9 +129,8 @@ def order_lock(before: list[str], plan: Plan, path: Path = Path("dvc.lock")) -> 
         return
     with modify_yaml(path) as data:
         stages = data["stages"]
-        entries = {name: stages.pop(name) for name in now}
         for name in wanted:
-            stages[name] = entries[name]
+            stages[name] = stages.pop(name)
 
 
 @task
@@ -147,7 +146,10 @@ def reproduce(name: str, running: Running, finished: "queue.Queue[str]") -> dict
             for line in process.stdout or ():
                 file.write(line)
                 file.flush()
-                outcome = _outcome(line) or outcome
+                if line.startswith("Running stage"):
+                    outcome = "ran"
+                elif "is cached - skipping run" in line:
+                    outcome = "from the run cache"
                 if text := line.strip():
                     logger.info(text)
         running.ended(process)
@@ -160,18 +162,6 @@ def reproduce(name: str, running: Running, finished: "queue.Queue[str]") -> dict
         finished.put(name)
 
 
-def _outcome(line: str) -> str | None:
-    if line.startswith("Running stage"):
-        return "ran"
-    return "from the run cache" if "is cached - skipping run" in line else None
-
-
-def _stage_environment() -> dict[str, str]:
-    """Returns this process's environment, with its own `python` first on the path, as if it were activated."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path}
-
-
 def walk(stage: Stage, plan: Plan) -> None:
     """Starts every stage as soon as what it depends on is done and a place is free; publishes a table at the end.
 
@@ -179,7 +169,9 @@ def walk(stage: Stage, plan: Plan) -> None:
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     finished: queue.Queue[str] = queue.Queue()
-    running = Running(_stage_environment())
+    # This process's own `python` comes first on the path, as if its environment were activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    running = Running({**os.environ, "PATH": path})
     futures: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
     failed: set[str] = set()

@@ -1,15 +1,13 @@
 """Stage `validate`: Great Expectations gates on documents and tokens; a failed gate stops the graph."""
 
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
-from flows.stage import Stage, run
-from pico.data.gates.check import Checked, check, refuse
+from flows.stage import RAY_BYTES, Stage, run
+from pico.data.gates.check import check, refuse
 from pico.expectations.data_docs import write_data_docs
 from pico.files import publishing, read_json, write_json
 
@@ -19,17 +17,8 @@ FAILED = Path("runs/validate")
 """The folder of gates.json and the Data Docs when a gate fails: outs are written only when all pass, because training
 depends on them."""
 TITLE = "Gates on documents and tokens"
-RAY_BYTES = 2**28
-"""Text from which Ray is worth its start-up."""
 
-
-@task
-def check_gates(
-    documents: Path, tokens: Path, benchmarks: Path, progress: Callable[[float], None], **limits: Any
-) -> Checked:
-    """Runs every gate."""
-    FAILED.mkdir(parents=True, exist_ok=True)
-    return check(documents, tokens, benchmarks, scratch=FAILED, progress=progress, **limits)
+check_gates = task(name="check_gates")(check)
 
 
 def validate(stage: Stage) -> None:
@@ -38,10 +27,10 @@ def validate(stage: Stage) -> None:
     own = [suite.file for suite in params.gates.suites if suite.on in ("documents", "tokens", "benchmarks")]
     stage.require_deps(own, "gates.suites")
     size = sum(entry["bytes"] for entry in read_json(DOCUMENTS / "sources.json"))
-    ray = stage.ray() if size >= RAY_BYTES else nullcontext()
-    with ray, stage.progress(size / 1e6, "MB") as bar:
+    FAILED.mkdir(parents=True, exist_ok=True)
+    with stage.ray(size >= RAY_BYTES), stage.progress(size / 1e6, "MB") as bar:
         checked = check_gates(
-            DOCUMENTS, TOKENS, BENCHMARKS, bar.fraction,
+            DOCUMENTS, TOKENS, BENCHMARKS, scratch=FAILED, progress=bar.fraction,
             gates=params.gates, packing=params.packing, vocab_size=params.model.vocab_size,
         )  # fmt: skip
     results = [*checked.results, *checked.own]

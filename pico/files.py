@@ -55,7 +55,6 @@ def fsync_tree(folder: Path) -> None:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes `data` to `path` by way of a temporary neighbour and a rename; no reader ever sees half of it."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with full_disk_named(path):
@@ -105,7 +104,6 @@ def publishing(target: Path) -> Iterator[Path]:
     A folder left by a process that was killed is cleared at the next try. Use it for outs that are made in one go;
     for resumable work see `working_folder` and `publish`.
     """
-    target = Path(target)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

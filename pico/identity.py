@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ruamel.yaml import YAML
 
 from pico.errors import PicoError
-from pico.files import fingerprint, sha256_file
+from pico.files import sha256_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ("pico", "flows")
@@ -72,11 +72,9 @@ def imports(module: str) -> Imports:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name for name in inner if module_file(name)} or {node.module}
             # `from package import module, function`: the package's own file has a part in it too.
-            if any(not module_file(name) for name in inner):
-                names.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if module_file(name) else node.module for name in inner}
     ours = {name for name in names if module_file(name)}
     others = {name.split(".")[0] for name in names} - set(PROJECT) - sys.stdlib_module_names
     return Imports(frozenset(ours), frozenset(others))
@@ -86,12 +84,10 @@ def _run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """Yields all nodes but those below `if TYPE_CHECKING:`, which never run."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for other in node.orelse:
-                yield other
-                yield from _run_time_nodes(other)
-            continue
-        yield node
-        yield from _run_time_nodes(node)
+            yield from _run_time_nodes(ast.Module(node.orelse, []))
+        else:
+            yield node
+            yield from _run_time_nodes(node)
 
 
 @cache
@@ -105,18 +101,13 @@ def closure(*entries: str) -> tuple[str, ...]:
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
-        if module in found or _is_infrastructure(module):
+        if module in found or any(module == name or module.startswith(f"{name}.") for name in INFRASTRUCTURE):
             continue
         found.add(module)
         waiting += imports(module).modules
-        parent = module.rpartition(".")[0]
-        if parent and module_file(parent):
-            waiting.append(parent)
+        if "." in module:
+            waiting.append(module.rpartition(".")[0])
     return tuple(sorted(found))
-
-
-def _is_infrastructure(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in INFRASTRUCTURE)
 
 
 @cache
@@ -153,11 +144,15 @@ def code(*entries: str) -> dict[str, str]:
     return {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files(*entries)}
 
 
+_distributions = cache(packages_distributions)
+
+
 @cache
 def library_names(*entries: str) -> tuple[str, ...]:
     """Returns the libraries that `closure` imports, by the names they are installed under; see NOT_SCIENCE."""
     names = {name for module in closure(*entries) for name in imports(module).libraries} - NOT_SCIENCE
-    return tuple(sorted({distribution(name) for name in names}))
+    # Such as `lm-eval` for `lm_eval`.
+    return tuple(sorted({min(_distributions().get(name, [name])).lower().replace("_", "-") for name in names}))
 
 
 @cache
@@ -167,17 +162,6 @@ def libraries(*entries: str) -> dict[str, str]:
     A library that is not installed has the version "none": what needs it could not have run.
     """
     return {name: installed_version(name) or "none" for name in library_names(*entries)}
-
-
-def distribution(name: str) -> str:
-    """Returns the name that a top-level package is installed under: `lm-eval` for `lm_eval`."""
-    found = _distributions().get(name, [name])
-    return sorted(found)[0].lower().replace("_", "-")
-
-
-@cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(packages_distributions())
 
 
 def installed_version(name: str) -> str | None:
@@ -218,12 +202,6 @@ def identity(*entries: str) -> dict[str, dict[str, str]]:
     """Returns `code` and `libraries` of `entries`, and Python's release: what makes a result, besides its inputs."""
     python = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     return {"code": code(*entries), "libraries": libraries(*entries) | python}
-
-
-@cache
-def identity_hash(*entries: str) -> str:
-    """Returns the fingerprint of `identity`, for keys."""
-    return fingerprint(identity(*entries))
 
 
 def device_name(device: str) -> str:

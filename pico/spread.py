@@ -28,27 +28,6 @@ def spread(
         for index, arguments in enumerate(calls):
             yield index, with_threads(function, arguments, threads)
         return
-    yield from _spread_on_ray(ray, function, calls, threads, workers, gpus)
-
-
-def with_threads(function: Callable[..., Any], arguments: Iterable[Any], threads: int) -> Any:
-    """Calls `function(*arguments)` with torch and BLAS limited to `threads` threads, and restores the former limits."""
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else None
-    if torch:
-        torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            return function(*arguments)
-    finally:
-        if torch and before:
-            torch.set_num_threads(before)
-
-
-def _spread_on_ray(
-    ray: Any, function: Callable[..., Any], calls: Sequence[tuple], threads: int, workers: int | None, gpus: float
-) -> Iterator[tuple[int, Any]]:
-    """Runs one Ray task a call, a bounded number in flight; raises the original exception on failure."""
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(with_threads)
     limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1) // threads))
     waiting = iter(enumerate(calls))
@@ -70,6 +49,20 @@ def _spread_on_ray(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def with_threads(function: Callable[..., Any], arguments: Iterable[Any], threads: int) -> Any:
+    """Calls `function(*arguments)` with torch and BLAS limited to `threads` threads, and restores the former limits."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    if torch:
+        torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            return function(*arguments)
+    finally:
+        if torch and before:
+            torch.set_num_threads(before)
 
 
 def release(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -40,7 +40,7 @@ def remembered() -> Iterator[None]:
 
 
 def forget() -> None:
-    for function in (identity.code, identity.libraries, identity.identity, identity.identity_hash):
+    for function in (identity.code, identity.libraries, identity.identity):
         function.cache_clear()
 
 

@@ -9,6 +9,8 @@ import json
 import os
 import secrets
 import socket
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,11 @@ def prepare(root: Path | None = None) -> None:
         return
     os.environ.setdefault("PREFECT_HOME", str(root / LAB / "prefect"))
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    _avoid_home(root)
+    os.environ.setdefault("HF_DATASETS_CACHE", str(root / "runs/cache/datasets"))
+    home = os.environ.get("HOME", "")
+    if not (home and os.access(home, os.W_OK | os.X_OK)):  # as in many containers and batch systems
+        for name, place in (("HF_HOME", "huggingface"), ("MPLCONFIGDIR", "matplotlib"), ("XDG_CACHE_HOME", "xdg")):
+            os.environ.setdefault(name, str(root / "runs/cache" / place))
     if "PREFECT_API_URL" not in os.environ and (url := live_prefect(read_record(root))):
         os.environ["PREFECT_API_URL"] = url
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
@@ -75,25 +81,11 @@ def prepare(root: Path | None = None) -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(ray_token(root))
 
 
-def _avoid_home(root: Path) -> None:
-    """Moves caches into runs/ where the home folder cannot be written, as in many containers and batch systems."""
-    os.environ.setdefault("HF_DATASETS_CACHE", str(root / "runs/cache/datasets"))
-    home = os.environ.get("HOME", "")
-    if home and os.access(home, os.W_OK | os.X_OK):
-        return
-    for name, place in (("HF_HOME", "huggingface"), ("MPLCONFIGDIR", "matplotlib"), ("XDG_CACHE_HOME", "xdg")):
-        os.environ.setdefault(name, str(root / "runs/cache" / place))
-
-
 def ray_token(root: Path) -> Path:
     """Returns the file with the token of this clone's Ray, made when missing and readable by its owner only."""
     path = root / LAB / "ray_token"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path
-    with open(descriptor, "w") as file:
+    with suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as file:
         file.write(secrets.token_hex(32))
     return path
 
@@ -120,7 +112,9 @@ def live_ray(record: dict[str, Any]) -> str | None:
     entry = record.get("ray")
     if not entry or not same_process(entry) or not Path(entry["folder"], RAY_READY).exists():
         return None
-    return f"127.0.0.1:{entry['port']}" if is_open(entry["port"]) else None
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return f"127.0.0.1:{entry['port']}" if probe.connect_ex(("127.0.0.1", entry["port"])) == 0 else None
 
 
 def live_forkserver(record: dict[str, Any]) -> str | None:
@@ -141,13 +135,6 @@ def same_process(entry: dict[str, Any]) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - entry["started"]) < 1
     except psutil.Error:
         return False
-
-
-def is_open(port: int) -> bool:
-    """Returns whether something listens on 127.0.0.1:port."""
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def answers_http(port: int, path: str) -> bool:

@@ -29,7 +29,7 @@ LIBRARIES = (
     *("numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "scipy.stats", "torch", "torch.distributed"),
     *("safetensors.torch", "tokenizers", "transformers.models.llama.modeling_llama", "lm_eval.evaluator"),
     *("prefect", "prefect.artifacts", "prefect.flow_engine", "prefect.task_engine", "prefect.task_runners"),
-    *("ray.train.torch", "great_expectations", "matplotlib.pyplot", "jinja2", "ruamel.yaml", "rich.progress", "httpx"),
+    *("ray", "great_expectations", "matplotlib.pyplot", "jinja2", "ruamel.yaml", "rich.progress", "httpx"),
 )
 """Imported beforehand; none starts threads that a fork would lose (OpenBLAS and jemalloc restart theirs)."""
 
@@ -69,15 +69,14 @@ class Server:
     def _accept(self) -> dict[str, Any] | None:
         client, _ = self.listener.accept()
         client.settimeout(10)
-        try:
+        request: dict[str, Any] | None = None
+        terminal: list[int] = []
+        with contextlib.suppress(OSError, ValueError):  # not one of ours
             request, terminal = _receive(client)
-            refused = self._refusal(request)
-            if refused:
+            if refused := self._refusal(request):
+                request = None
                 _send(client, {"refused": refused})
-        except (OSError, ValueError):  # not one of ours
-            refused, terminal = "", []
-            request = None
-        if request is None or refused:
+        if request is None:
             for descriptor in terminal:
                 os.close(descriptor)
             client.close()
@@ -98,19 +97,15 @@ class Server:
 
     def _refusal(self, request: dict[str, Any]) -> str:
         """Returns the reason why a fork would differ from a new process; empty where it would not."""
-        theirs, ours = request["environment"], self.environment
+        theirs, ours, mend = request["environment"], self.environment, "(pico down, then pico up)"
         differing = [
             name
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name) and not OF_A_TERMINAL.fullmatch(name)
         ]
         if differing:
-            return (
-                f"{', '.join(differing)} in the environment differ from when it was started (pico down, then pico up)"
-            )
-        if self.packages != _packages_stamp():
-            return "packages were installed since it was started (pico down, then pico up)"
-        return ""
+            return f"{', '.join(differing)} in the environment differ from when it was started {mend}"
+        return f"packages were installed since it was started {mend}" if self.packages != _packages_stamp() else ""
 
     def _leave_to(self, client: socket.socket, terminal: list[int]) -> None:
         """Drops, in a fork, what is the server's, and takes over the client's terminal."""
@@ -154,8 +149,7 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
         raise ValueError("another user")
     data, terminal, _, _ = socket.recv_fds(client, 1 << 16, 3)
     while not data.endswith(b"\n"):
-        more = client.recv(1 << 16)
-        if not more:
+        if not (more := client.recv(1 << 16)):
             raise ValueError("half a request")
         data += more
     return json.loads(data), terminal

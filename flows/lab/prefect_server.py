@@ -111,8 +111,7 @@ def shorten_tracebacks() -> None:
         for handler in logging.getLogger(name).handlers:
             known = any(isinstance(one, _WithoutTraceback) for one in handler.filters)
             if isinstance(handler, PrefectConsoleHandler | APILogHandler) and not known:
-                only_domain_errors = isinstance(handler, APILogHandler)
-                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=only_domain_errors))
+                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=isinstance(handler, APILogHandler)))
 
 
 class _WithoutTraceback(logging.Filter):

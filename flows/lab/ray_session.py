@@ -39,10 +39,22 @@ def ray_session(root: Path) -> Iterator[None]:
         folder = ray_folder(root, str(os.getpid()))
         _sweep(folder)
     try:
-        if address:
-            _connect(ray, address)
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        if not address:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+                **quiet,
+            )
         else:
-            _start(ray, folder)
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+                mend = "check RAY_ADDRESS, or unset it" if "RAY_ADDRESS" in os.environ else "pico down, then pico up"
+                raise PicoError(f"cannot connect to Ray: {error}", where=address, mend=mend) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would leave before workers can
         yield
@@ -50,27 +62,6 @@ def ray_session(root: Path) -> Iterator[None]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _connect(ray: Any, address: str) -> None:
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
-        mend = "check RAY_ADDRESS, or unset it" if "RAY_ADDRESS" in os.environ else "pico down, then pico up"
-        raise PicoError(f"cannot connect to Ray: {error}", where=address, mend=mend) from error
-
-
-def _start(ray: Any, folder: Path | None) -> None:
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder),
-    )
 
 
 def _sweep(folder: Path) -> None:

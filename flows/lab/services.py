@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from flows.lab.environment import (
     LAB,
     RAY_READY,
@@ -75,8 +77,7 @@ def down(root: Path) -> list[str]:
     """Stops what `up` started in this clone, and nothing else. Returns the names of the services that were running."""
     root = _project(root)
     with _locked(root):
-        record = read_record(root)
-        return _stop(root, record, list(LIVE))
+        return _stop(root, read_record(root), list(LIVE))
 
 
 def status(root: Path) -> dict[str, str | None]:
@@ -117,7 +118,7 @@ def _locked(root: Path) -> Iterator[None]:
 def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[str, int]:
     """Returns a port by name for the services in `missing`. Raises PicoError where one that was asked for is taken."""
     chosen: dict[str, int] = {}
-    for name, first in ((name, first) for service in missing for name, first in FIRST_PORTS[service].items()):
+    for name, first in [entry for service in missing for entry in FIRST_PORTS[service].items()]:
         asked = ports.get(name)
         if asked is not None and not is_free(asked):
             raise PicoError(
@@ -134,8 +135,6 @@ def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[s
 
 def _holder(port: int) -> str:
     """Returns which program listens on `port`, as far as this user may know."""
-    import psutil
-
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -157,8 +156,7 @@ def _start_prefect(root: Path, ports: dict[str, int], record: Record) -> tuple[s
     home.mkdir(parents=True, exist_ok=True)
     for old in home.glob("ui-*"):
         shutil.rmtree(old, ignore_errors=True)
-    environment = _environment(**server_environment(home, port))
-    process, entry = _spawn(root, "prefect", server_command(port), environment)
+    process, entry = _spawn(root, "prefect", server_command(port), _environment(**server_environment(home, port)))
     return process, {**entry, "port": port}
 
 
@@ -195,8 +193,6 @@ START = {"prefect": _start_prefect, "ray": _start_ray, "forkserver": _start_fork
 
 def _spawn(root: Path, name: str, command: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen, Record]:
     """Starts a service in a session of its own, so that Ctrl-C in a terminal does not reach it; logs to runs/lab."""
-    import psutil
-
     with open(root / LAB / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -231,8 +227,6 @@ def _failure(root: Path, name: str, what: str) -> PicoError:
 
 def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
     """Ends recorded services with all their processes, and forgets them. Returns the names of those that ran."""
-    import psutil
-
     entries = {name: record.pop(name) for name in names if name in record}
     running = {name: psutil.Process(entry["pid"]) for name, entry in entries.items() if same_process(entry)}
     processes = [process for main in running.values() for process in (main, *main.children(recursive=True))]
@@ -254,19 +248,16 @@ def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
 
 def _left_in(folders: list[str]) -> list:
     """Returns this user's processes whose command line names one of the lab's own folders."""
-    import psutil
-
     found = []
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
-        if uids and uids.real == os.getuid() and any(folder in word for word in words for folder in folders):
+        ours = uids and uids.real == os.getuid() and process.pid != os.getpid()
+        if ours and any(folder in word for word in words for folder in folders):
             found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
+    return found
 
 
 def _signal(processes: Iterable, number: int) -> None:
-    import psutil
-
     for process in processes:
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
             process.send_signal(number)

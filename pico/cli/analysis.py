@@ -3,12 +3,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pico.cli.common import AsJson, Group, clone_root
 from pico.errors import PicoError
+from pico.files import canonical_json
 
 if TYPE_CHECKING:
     from pico.plugins import UserFile
@@ -42,17 +43,16 @@ def metrics(file: Files = None, as_json: AsJson = False) -> None:
     load_metric_files([*_metric_files_of_the_clone(), *(read_metric_file(path) for path in file or [])])
     rows = list_metrics()
     if as_json:
-        from pico.files import canonical_json
-
         print(canonical_json(rows, indent=1))
         return
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text as Plain  # in which square brackets are not markup
 
     table = Table(Column("metric", no_wrap=True), "definition", "of", "inputs", "compared with", "source")
     for row in rows:
         cells = (row["name"], row["definition"], ", ".join(row["applies_to"]), row["inputs"])
-        table.add_row(*map(_plain, (*cells, row["target"] or "", row["source"])))
+        table.add_row(*map(Plain, (*cells, row["target"] or "", row["source"])))
     # In a pipe, a row is not broken at the 80 columns that are assumed there.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
@@ -85,6 +85,7 @@ def analyze(
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
     from pico.report.any_model import write_pictures
+    from pico.watch.progress import Bar
 
     captured = tuple(modules.split(",")) if modules else MODULES
     if "residual" in components.split(","):
@@ -103,8 +104,6 @@ def analyze(
     place = find(target, revision or [])
     name = name or place.name
     folder = out or Path("analyzed") / name
-    from pico.watch.progress import Bar
-
     with Bar(f"analyze {name}", None, "parts") as bar:
         made = analyze_place(
             place,
@@ -146,6 +145,7 @@ def capture(
     from pico.capture.commands import Own, capture_place, default_name
     from pico.capture.places import find
     from pico.capture.run import MODULES, Settings
+    from pico.watch.progress import Bar
 
     place = find(target, revision or [])
     chosen = modules.split(",") if modules else None
@@ -160,25 +160,11 @@ def capture(
         positions=positions or 128,
     )
     folder = out or Path("captured") / default_name(place)
-    from pico.watch.progress import Bar
-
+    own = Own(layers=chosen, batch_size=rows, positions=positions)
     with Bar(f"capture {folder.name}", len(place.folders), "checkpoints") as bar:
-        made = capture_place(
-            place,
-            folder,
-            settings,
-            Own(layers=chosen, batch_size=rows, positions=positions),
-            tokens,
-            report=bar.update,
-        )
+        made = capture_place(place, folder, settings, own, tokens, report=bar.update)
     steps = f"step {made[0].step}" if len(made) == 1 else f"{len(made)} checkpoints"
     print(f"{folder} holds the learning dynamics of {steps}; measure them with: pico analyze {folder}")
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)  # square brackets in a definition are not markup
 
 
 def _metric_files_of_the_clone() -> "tuple[UserFile, ...]":

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pico.cli.common import AsJson, Group, clone_root
+from pico.files import canonical_json
 
 app = typer.Typer(cls=Group, help="Look up the training data: which text was seen at which step.", no_args_is_help=True)
 
@@ -29,7 +30,6 @@ def data_show(
     """Print the batch of a step: its rows, their documents, and the text."""
     root = clone_root()
     from pico.data.lookup import show_step
-    from pico.files import canonical_json
 
     rows = show_step(root / TOKENS, _course(root, run), step)
     if as_json:
@@ -52,7 +52,6 @@ def data_find(
     """Print at which steps a string was seen, and in which documents; the exit status is 1 where it was in none."""
     root = clone_root()
     from pico.data.lookup import find_text
-    from pico.files import canonical_json
     from pico.watch.progress import Bar
 
     course = _course(root, run)

@@ -20,13 +20,12 @@ app = typer.Typer(cls=Group)
 def up(prefect_port: Port = None, ray_port: Port = None, dashboard_port: Port = None) -> None:
     """Start the lab, on loopback: a Prefect server, a Ray head and a fork server."""
     root = clone_root()
-    from flows.lab.services import status as lab_status
-    from flows.lab.services import up as start
+    from flows.lab import services
 
-    if missing := [SERVICES[name][0] for name, address in lab_status(root).items() if not address]:
+    if missing := [SERVICES[name][0] for name, address in services.status(root).items() if not address]:
         print(f"starting: {', '.join(missing)} (about 15 seconds)", file=sys.stderr)
-    start(root, {"prefect": prefect_port, "ray": ray_port, "dashboard": dashboard_port})
-    _show(lab_status(root))
+    services.up(root, {"prefect": prefect_port, "ray": ray_port, "dashboard": dashboard_port})
+    _show(services.status(root))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -10,6 +10,7 @@ import typer
 
 from pico.cli.common import AsJson, Group, clone_root
 from pico.errors import PicoError
+from pico.files import canonical_json, write_atomic
 
 if TYPE_CHECKING:
     from pico.config import Params
@@ -29,8 +30,7 @@ def scale(
     """Write params.yaml for a scale, as `dvc exp run -S scale=NAME` does, for plain `dvc repro`."""
     root = clone_root()
     params, text = compose(root, name, overrides or [])
-    changed = write_params(root, text)
-    verb = "now holds" if changed else "already held"
+    verb = "now holds" if write_params(root, text) else "already held"
     print(f"params.yaml {verb} scale {name}: models {', '.join(params.suite.models)}")
 
 
@@ -87,8 +87,6 @@ def plan(
     hardware = find_hardware(gpu, gpus, mfu, params)
     plans = plan_suite(params, hardware)
     if as_json:
-        from pico.files import canonical_json
-
         print(canonical_json(as_dict(plans, hardware), indent=1))
     else:
         from rich.console import Console
@@ -147,8 +145,6 @@ def compose(root: Path, scale: str, overrides: list[str]) -> "tuple[Params, str]
 
 def write_params(root: Path, text: str) -> bool:
     """Replaces params.yaml in one step; leaves an equal one untouched. Returns whether it changed."""
-    from pico.files import write_atomic
-
     path = root / "params.yaml"
     if path.is_file() and path.read_bytes() == text.encode():
         return False
