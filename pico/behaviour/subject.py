@@ -158,9 +158,8 @@ class Subject:
 
         None where the scorer has no derivatives, or there are no such rows.
         """
-        if self.training_rows is None or not len(self.training_rows):
-            return None
-        if not isinstance(self.scorer, DifferentiableScorer):
+        given = self.training_rows is not None and len(self.training_rows) > 0
+        if not given or not isinstance(self.scorer, DifferentiableScorer):
             return None
         return language_objective(self.scorer, self.landscape_rows, self.settings.landscape_rows_at_once)
 

@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from pico.analysis.metrics.matrix import EPS32, Array, Matrix, triangle
-from pico.analysis.metrics.registry import Undefined, compute, metric, require
+from pico.analysis.metrics.matrix import EPS32, Array, Matrix, energy, narrow
+from pico.analysis.metrics.registry import Undefined, compute, metric, require, require_variation
 from pico.errors import PicoError
 
 TIE = 1e-9
@@ -19,24 +19,13 @@ TIE = 1e-9
 comparison = partial(metric, types="A", target="last", min_rows=3, gram=True)
 
 
-def require_variation(*matrices: Matrix) -> None:
-    """Raises Undefined("zero") where a matrix's rows are all the same."""
-    for one in matrices:
-        if not one.row_energy.sum() > 0:
-            raise Undefined("zero")
-
-
 def _gram_product(x: Matrix, y: Matrix) -> float:
     """Computes <K, L> = sum_ij K_ij L_ij of the centred Gram matrices, by n x n or k x k, whichever is smaller."""
     if x is y:
         return x.gram_energy
     if min(x.centred.shape[1], y.centred.shape[1]) >= x.n:
         return float(np.vdot(x.gram, y.gram))
-    return _energy(x.centred.T @ y.centred)
-
-
-def _energy(array: Array) -> float:
-    return float(np.vdot(array, array))
+    return energy(x.centred.T @ y.centred)
 
 
 @comparison(
@@ -120,7 +109,7 @@ def _rows_product(a: Array, b: Array) -> float:
     """Computes <aa^T, bb^T> by the smaller side."""
     if min(a.shape[1], b.shape[1]) >= len(a):
         return float(np.vdot(a @ a.T, b @ b.T))
-    return _energy(a.T @ b)
+    return energy(a.T @ b)
 
 
 @comparison(
@@ -220,14 +209,9 @@ def _correlations(x: Array, y: Array) -> Array:
 def procrustes(x: Matrix, y: Matrix) -> float:
     """Computes the squared distance after the best rotation of one onto the other."""
     require_variation(x, y)
-    left, right = _narrow(x.centred), _narrow(y.centred)
+    left, right = narrow(x.centred), narrow(y.centred)
     nuclear = float(np.linalg.svd(left.T @ right, compute_uv=False).sum())
     return max(0.0, 2 - 2 * nuclear / (float(np.linalg.norm(left)) * float(np.linalg.norm(right))))
-
-
-def _narrow(rows: Array) -> Array:
-    """Returns rows with the same inner products in the fewest columns, (n, min(n, k))."""
-    return rows if rows.shape[1] <= rows.shape[0] else triangle(rows.T).T
 
 
 @comparison(

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import xlogy
 
 from pico.analysis.metrics.matrix import EPS32, Array, Matrix, singular_values
-from pico.analysis.metrics.registry import Undefined, metric, require
+from pico.analysis.metrics.registry import Undefined, metric, require, require_variation
 
 spectral_metric = partial(metric, types="AWG", spectral=True)
 
@@ -145,8 +145,7 @@ def rankme(x: Matrix, *, eps: float = 1e-7) -> float:
 def alpha_req(x: Matrix, *, first: int = 4, last: int = 100) -> float:
     """Computes the decay of the eigenvalues, l_i ~ i^-alpha; about 1 is said to be best."""
     require(1 <= first < last, "alpha_req", "first, last", (first, last), "ranks from 1, the first before the last")
-    if not x.row_energy.sum() > 0:  # all rows are the same
-        raise Undefined("zero")
+    require_variation(x)
     spectrum = singular_values(x.centred)
     # what rounding every entry once to float32 can fake, as in Matrix.rank
     rank = int((spectrum > 4 * np.sqrt(max(x.n, x.p)) * EPS32 * spectrum[0]).sum())
