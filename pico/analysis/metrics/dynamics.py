@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from pico.analysis.metrics.matrix import Array, Matrix, Trajectory, distance, shifted
-from pico.analysis.metrics.registry import Undefined, metric
+from pico.analysis.metrics.registry import Undefined, metric, nonzero
 
 movement = partial(metric, types="W", elementwise=True)
 
@@ -19,9 +19,7 @@ movement = partial(metric, types="W", elementwise=True)
 def relative_change(x: Matrix, y: Matrix) -> float:
     """Computes the distance from Y to X in lengths of Y."""
     before = shifted(y.values, -y.exponent)
-    length = float(np.linalg.norm(before))
-    if length == 0:
-        raise Undefined("zero")
+    length = nonzero(float(np.linalg.norm(before)))
     return float(np.linalg.norm(shifted(x.values, -y.exponent) - before)) / length
 
 
@@ -45,9 +43,7 @@ def update_to_weight_rms(x: Matrix, y: Matrix, *, steps: int = 1) -> float:
 
     Of the net movement: where the steps of an interval undo each other, the mean single update was larger.
     """
-    length = x.scaled(float(np.linalg.norm(x.unit_values())))
-    if length == 0:
-        raise Undefined("zero")
+    length = nonzero(x.scaled(float(np.linalg.norm(x.unit_values()))))
     return distance(x, y) / length / steps
 
 
@@ -59,9 +55,7 @@ def update_to_weight_rms(x: Matrix, y: Matrix, *, steps: int = 1) -> float:
 def update_cosine(x: Matrix, y: Matrix) -> float:
     """Computes the cosine of successive updates: 1 on a straight line, about 0 in a random walk, -1 back and forth."""
     a, b = x.unit_values(), y.unit_values()
-    lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    if lengths == 0:
-        raise Undefined("zero")
+    lengths = nonzero(float(np.linalg.norm(a)) * float(np.linalg.norm(b)))
     return float(np.clip(np.vdot(a, b) / lengths, -1.0, 1.0))
 
 
@@ -73,9 +67,7 @@ def update_cosine(x: Matrix, y: Matrix) -> float:
 )
 def path_over_displacement(x: Matrix, path: Trajectory) -> float:
     """Computes the length of the way through the checkpoints over that of the straight line; at least 1."""
-    displacement = distance(x, path[0])
-    if displacement == 0:
-        raise Undefined("zero")
+    displacement = nonzero(distance(x, path[0]))
     return path.length() / displacement
 
 

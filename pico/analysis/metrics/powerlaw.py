@@ -55,8 +55,9 @@ def _fit(tail: Array, log_xmin: float) -> PowerLaw | None:
     return PowerLaw(1 + slope, log_xmin, distance, k)
 
 
-def spectral_tail(x: Matrix, xmin: float | None = None) -> tuple[PowerLaw, str]:
+def _tail(name: str, x: Matrix, xmin: float | None) -> tuple[PowerLaw, str]:
     """Fits l = s^2 over the numerical rank; the status is rank_deficient where that is not full."""
+    require(xmin is None or xmin > 0, name, "xmin", xmin, "more than 0, or null to choose it by its fit")
     spectrum = nonzero_spectrum(x)
     if x.rank < 2:
         raise Undefined("n_too_small")
@@ -65,11 +66,6 @@ def spectral_tail(x: Matrix, xmin: float | None = None) -> tuple[PowerLaw, str]:
     if found is None:
         raise Undefined("zero" if xmin is None else "n_too_small")
     return found, "ok" if x.rank == x.largest_rank else "rank_deficient"
-
-
-def _tail(name: str, x: Matrix, xmin: float | None) -> tuple[PowerLaw, str]:
-    require(xmin is None or xmin > 0, name, "xmin", xmin, "more than 0, or null to choose it by its fit")
-    return spectral_tail(x, xmin)
 
 
 @tail_metric(

@@ -9,15 +9,14 @@ import numpy as np
 from scipy.special import xlogy
 
 from pico.analysis.metrics.matrix import EPS32, Array, Matrix, singular_values
-from pico.analysis.metrics.registry import Undefined, metric, require, require_variation
+from pico.analysis.metrics.registry import Undefined, metric, nonzero, require, require_variation
 
 spectral_metric = partial(metric, types="AWG", spectral=True)
 
 
 def nonzero_spectrum(x: Matrix) -> Array:
     """Returns the singular values of `x.unit`, descending. Raises Undefined("zero") where all are 0."""
-    if x.spectrum[0] == 0:
-        raise Undefined("zero")
+    nonzero(x.spectrum[0])
     return x.spectrum
 
 
