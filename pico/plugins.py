@@ -73,17 +73,13 @@ def file_hashes(files: Sequence[UserFile]) -> dict[str, str]:
     return {file.path: file.sha256 for file in files}
 
 
-def _unchanged(entry: Any, file: UserFile) -> Any:
-    return entry
-
-
 class Registry(NamedTuple):
     """A dict of name -> object that user files may add to. An object is a function, or has one as `function`."""
 
     kind: str
     """For messages: `metric`."""
     entries: dict[str, Any]
-    guard: Callable[[Any, UserFile], Any] = _unchanged
+    guard: Callable[[Any, UserFile], Any] = lambda entry, file: entry
     """Gives what stands in `entries` instead of an object that `file` added, for instance one whose errors are named
     by `named`."""
 
@@ -203,10 +199,9 @@ def named(file: UserFile, line: int | None = None, *, passing: tuple[type[Except
     PicoError and the exceptions `passing` are let through.
     """
     mend = f"correct the file; {file.page} shows how it is written"
+    passing = (PicoError, *passing)
     try:
         yield
-    except PicoError:
-        raise
     except passing:
         raise
     except SyntaxError as error:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pico.analysis.metrics.registry import Measurement, metric
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.predictions import AttentionSummary, attention_batches, predict
 from pico.behaviour.scorer import AttentionScorer, Scorer
-from pico.behaviour.subject import Subject, Value, measured, undefined
+from pico.behaviour.subject import Subject, Value, behaviour_metric, measured, undefined
 
 
 def _by_head(values: np.ndarray, n: int, p: int, params: dict[str, Any], split: str | None) -> Iterator[Value]:
@@ -18,11 +18,9 @@ def _by_head(values: np.ndarray, n: int, p: int, params: dict[str, Any], split: 
         yield Value(measured(float(value), n, p), params, split, layer, head)
 
 
-@metric(
+@behaviour_metric(
     definition="mean over positions of -sum a ln a, a the attention (nats); uniform attention gives ln t at position t",
     source="Zhai et al. 2023, arXiv 2303.06296",
-    types="B",
-    default=True,
 )
 def attention_entropy(subject: Subject) -> Iterator[Value]:
     """Yields a value a head. The first position, whose entropy is 0 whatever the head does, is left out."""
@@ -39,11 +37,9 @@ def head_entropies(summary: AttentionSummary) -> np.ndarray:
     ])  # fmt: skip
 
 
-@metric(
+@behaviour_metric(
     definition="largest q.k / sqrt(head_dim) over the batch, before the softmax",
     source="Dehghani et al. 2023, arXiv 2302.05442",
-    types="B",
-    default=True,
 )
 def max_attention_logit(subject: Subject) -> Iterator[Value]:
     """Yields a value a head. Growing without bound, it announces instability."""
@@ -52,11 +48,9 @@ def max_attention_logit(subject: Subject) -> Iterator[Value]:
         yield from _by_head(subject.attention.max_logit, rows * seq, seq, {"rows": rows, "seq": seq}, "val")
 
 
-@metric(
+@behaviour_metric(
     definition="mean attention, in the second copy of a repeated random row, to the token after the earlier occurrence",
     source="Olsson et al. 2022, arXiv 2209.11895",
-    types="B",
-    default=True,
 )
 def induction_score(subject: Subject) -> Iterator[Value]:
     """Yields a value a head: 1 for a perfect induction head, about 1 / (1.5 length) for uniform attention."""
@@ -84,11 +78,9 @@ def head_induction(scorer: AttentionScorer, repeated: np.ndarray) -> np.ndarray:
     return np.sum(sums, axis=0) / (repeated.shape[0] * length)
 
 
-@metric(
+@behaviour_metric(
     definition="mean loss on the first minus the second copy of a repeated random row (nats a token)",
     source="Olsson et al. 2022, arXiv 2209.11895",
-    types="B",
-    default=True,
 )
 def induction_loss_score(subject: Subject) -> Iterator[Value]:
     """Yields induction as the loss sees it: 0 for none, the loss on random tokens for all. Needs no attention."""

@@ -182,11 +182,15 @@ def hutchinson_trace(objective: Objective, *, probes: int = 16, seed: int = 0) -
         signs = generator.integers(0, 2, p, dtype=np.int8) * 2 - 1
         vector = torch.from_numpy(signs).to(example)
         found.append(float(vector.double() @ objective.hessian_vector(vector).double()))
-    if probes < 2:
-        return Trace(measured(found[0], n, p) if found else undefined("n_too_small", n, p),
-                     undefined("n_too_small", n, p))  # fmt: skip
-    return Trace(measured(float(np.mean(found)), n, p),
-                 measured(float(np.std(found, ddof=1) / math.sqrt(probes)), n, p))  # fmt: skip
+    return Trace(*_mean_and_error(found, n, p))
+
+
+def _mean_and_error(found: list[float], n: int, p: int) -> tuple[Measurement, Measurement]:
+    """Returns the mean of independent estimates, and its standard error, which needs at least two."""
+    nothing = undefined("n_too_small", n, p)
+    mean = measured(float(np.mean(found)), n, p) if found else nothing
+    error = float(np.std(found, ddof=1) / math.sqrt(len(found))) if len(found) > 1 else None
+    return mean, nothing if error is None else measured(error, n, p)
 
 
 @metric(
@@ -228,12 +232,7 @@ def local_learning(objective: Objective, settings: Langevin | None = None, *, se
     start = objective.loss()
     estimates = [n_beta * (_chain(objective, settings, n_beta, [seed, chain]) - start)
                  for chain in range(settings.chains)]  # fmt: skip
-    error = (
-        measured(float(np.std(estimates, ddof=1) / math.sqrt(len(estimates))), n, p)
-        if len(estimates) > 1
-        else undefined("n_too_small", n, p)
-    )
-    return LocalLearning(measured(float(np.mean(estimates)), n, p), error, n_beta)
+    return LocalLearning(*_mean_and_error(estimates, n, p), n_beta)
 
 
 def _chain(objective: Objective, settings: Langevin, n_beta: float, seed: list[int]) -> float:

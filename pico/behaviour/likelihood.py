@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pico.analysis.metrics.registry import Measurement, metric
+from pico.analysis.metrics.registry import Measurement
 from pico.behaviour.predictions import Predictions, divergence, predict
 from pico.behaviour.scorer import Scorer, as_scorer
-from pico.behaviour.subject import Subject, Value, measured, undefined
+from pico.behaviour.subject import Subject, Value, behaviour_metric, measured, undefined
 
 FREQUENCIES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0)
 """Edges of the frequency bins: shares of the training tokens. The first bin holds tokens hardly ever seen."""
@@ -19,12 +19,7 @@ OLSSON_CONTEXT, OLSSON_EARLY, OLSSON_LATE = 512, 50, 500
 PROMPT, CONTINUATION = 32, 32
 
 
-@metric(
-    definition="mean negative log-likelihood of the targets (nats a token)",
-    source="Jelinek et al. 1977",
-    types="B",
-    default=True,
-)
+@behaviour_metric(definition="mean negative log-likelihood of the targets (nats a token)", source="Jelinek et al. 1977")
 def nll(subject: Subject) -> Iterator[Value]:
     """Yields the loss; its exponential is the perplexity."""
     yield Value(_mean(subject.predictions.nll, subject.scorer.vocab_size), subject.on)
@@ -38,11 +33,9 @@ class Bin(NamedTuple):
     measurement: Measurement
 
 
-@metric(
+@behaviour_metric(
     definition="mean negative log-likelihood (nats) of targets, by the number of tokens seen before the input token",
     source="Kaplan et al. 2020, arXiv 2001.08361, fig. 20",
-    types="B",
-    default=True,
 )
 def nll_by_position(subject: Subject) -> Iterator[Value]:
     """Yields a value a bin of `position_edges`."""
@@ -65,11 +58,9 @@ def by_position(predictions: Predictions, edges: Sequence[int] | None = None) ->
     return [Bin(low, high, _mean(nll[:, low:high], predictions.vocab_size)) for low, high in pairwise(edges)]
 
 
-@metric(
+@behaviour_metric(
     definition="mean negative log-likelihood (nats) of targets, by the target's share of the training tokens",
     source="Chang & Bergen 2022, arXiv 2110.02406",
-    types="B",
-    default=True,
 )
 def nll_by_frequency(subject: Subject) -> Iterator[Value]:
     """Yields a value a bin of FREQUENCIES; none without n-grams."""
@@ -88,11 +79,9 @@ def by_frequency(predictions: Predictions, frequency: np.ndarray, edges: Sequenc
     return found
 
 
-@metric(
+@behaviour_metric(
     definition="loss of the 500th minus loss of the 50th token in a context of 512, both scaled to the context at hand",
     source="Olsson et al. 2022, arXiv 2209.11895",
-    types="B",
-    default=True,
 )
 def in_context_score(subject: Subject) -> Iterator[Value]:
     """Yields a value that is negative where a longer context helps; see `context_score`."""
@@ -118,11 +107,9 @@ def context_score(predictions: Predictions, half_width: int = 0) -> Measurement:
     return measured(score, windows[0].size, predictions.vocab_size)
 
 
-@metric(
+@behaviour_metric(
     definition="sum over bins of share x |accuracy - mean confidence| of the most probable token",
     source="Guo et al. 2017, arXiv 1706.04599; equal-mass bins: Nixon et al. 2019, arXiv 1904.01685",
-    types="B",
-    default=True,
 )
 def expected_calibration_error(subject: Subject) -> Iterator[Value]:
     """Yields a value with bins of equal width, and one with bins of equal mass; see `calibration_error`."""
@@ -155,11 +142,9 @@ def calibration_error(
     return measured(float(np.abs(gap).sum() / len(confidence)), len(confidence), p)
 
 
-@metric(
+@behaviour_metric(
     definition="mean KL(model || unigram distribution of the training tokens, add-one smoothed), nats",
     source="Chang & Bergen 2022, arXiv 2110.02406",
-    types="B",
-    default=True,
 )
 def kl_to_unigram(subject: Subject) -> Iterator[Value]:
     """Yields 0 for a model that has learnt token frequencies and nothing else. No value without n-grams."""
@@ -167,11 +152,9 @@ def kl_to_unigram(subject: Subject) -> Iterator[Value]:
         yield Value(_mean(subject.predictions.unigram_kl, subject.scorer.vocab_size), _counted(subject))
 
 
-@metric(
+@behaviour_metric(
     definition="mean KL(model || bigram distribution of the training tokens, unigram-smoothed: see NGrams), nats",
     source="Chang & Bergen 2022, arXiv 2110.02406; smoothing: MacKay & Peto 1995",
-    types="B",
-    default=True,
 )
 def kl_to_bigram(subject: Subject) -> Iterator[Value]:
     """Yields 0 for a model that looks at the last token alone, and knows what follows. No value without n-grams."""
@@ -184,24 +167,20 @@ def _counted(subject: Subject) -> dict[str, int]:
     return subject.on | {"counted_tokens": subject.ngrams.n_tokens}
 
 
-@metric(
+@behaviour_metric(
     definition="mean KL(model || another checkpoint of the same run), nats a token",
     source="Kullback & Leibler 1951",
-    types="B",
     target="last",
-    default=True,
 )
 def kl_to_checkpoint(subject: Subject) -> Iterator[Value]:
     """Yields a value a checkpoint that is compared with."""
     yield from _divergences(subject, other_run=False)
 
 
-@metric(
+@behaviour_metric(
     definition="mean KL(model || the model of another seed at its own step), nats a token",
     source="Kullback & Leibler 1951",
-    types="B",
     target="run",
-    default=True,
 )
 def kl_to_seed(subject: Subject) -> Iterator[Value]:
     """Yields a value a run that is compared with."""
@@ -224,11 +203,9 @@ def kl_divergence(scorer: Scorer, other: Scorer, rows: np.ndarray) -> Measuremen
     return _mean(divergence(scorer, other, rows), scorer.vocab_size)
 
 
-@metric(
+@behaviour_metric(
     definition="share of rows whose tokens 33 to 64 a greedy continuation of the first 32 gives exactly",
     source="Carlini et al. 2022, arXiv 2202.07646; Biderman et al. 2023, arXiv 2304.11158",
-    types="B",
-    default=True,
 )
 def memorisation(subject: Subject) -> Iterator[Value]:
     """Yields the share of training rows, and that of held-out rows, which any model of the language reaches."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pico.analysis.engine.plugins import load_metric_files
-from pico.analysis.engine.table import Row
+from pico.analysis.engine.table import Row, make_row
 from pico.analysis.metrics.registry import BEHAVIOUR, Measurement, Metric, default_metrics, get_metric
 from pico.behaviour import attention, landscape, likelihood
 from pico.behaviour.predictions import NGrams
@@ -78,24 +78,19 @@ def measure_behaviour(
 
 
 def _row(metric: Metric, name: str, value: Value, found: Measurement, point: dict[str, Any]) -> Row:
-    return {
+    return make_row(
+        found,
+        metric=name,
+        params=canonical_json(value.params),
+        target_step=value.target_step,
+        target_run=value.target_run,
+        component="model",
+        data_type=metric.data_types[0],
+        layer=value.layer,
+        head=value.head,
+        split=value.split,
         **point,
-        "metric": name,
-        "params": canonical_json(value.params),
-        "target_step": value.target_step,
-        "target_run": value.target_run,
-        "target_layer": None,
-        "component": "model",
-        "data_type": metric.data_types[0],
-        "layer": value.layer,
-        "head": value.head,
-        "split": value.split,
-        "value": found.value,
-        "status": found.status,
-        "n": found.n,
-        "p": found.p,
-        "rank": found.rank,
-    }
+    )
 
 
 def _dtype(scorer: Scorer) -> str:

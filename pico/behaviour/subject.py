@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from pico.analysis.metrics.registry import STATUSES, Measurement
+from pico.analysis.metrics.registry import STATUSES, Measurement, metric
 from pico.behaviour.objective import Objective, language_objective
 from pico.behaviour.predictions import (
     AttentionSummary,
@@ -19,6 +19,8 @@ from pico.behaviour.predictions import (
     summarise_attention,
 )
 from pico.behaviour.scorer import AttentionScorer, DifferentiableScorer, Scorer
+
+behaviour_metric = partial(metric, types="B", default=True)
 
 WHOLE_MODEL = -1
 """The table's `layer` of values that belong to no layer."""
@@ -156,9 +158,8 @@ class Subject:
 
         None where the scorer has no derivatives, or there are no such rows.
         """
-        if self.training_rows is None or not len(self.training_rows):
-            return None
-        if not isinstance(self.scorer, DifferentiableScorer):
+        given = self.training_rows is not None and len(self.training_rows) > 0
+        if not given or not isinstance(self.scorer, DifferentiableScorer):
             return None
         return language_objective(self.scorer, self.landscape_rows, self.settings.landscape_rows_at_once)
 

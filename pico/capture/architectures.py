@@ -43,12 +43,12 @@ class Architecture:
     2j + 1, pico's), or none. Rows of q and k are reordered to pico's; products of the two do not notice."""
 
 
+_SEPARATE = {name: name.replace("attention", "self_attn") for name in QKV}
+
 _LLAMA = Architecture(
     layers="model.layers",
     modules={
-        "attention.q_proj": "self_attn.q_proj",
-        "attention.k_proj": "self_attn.k_proj",
-        "attention.v_proj": "self_attn.v_proj",
+        **_SEPARATE,
         "attention.o_proj": "self_attn.o_proj",
         "swiglu.w_0": "mlp.gate_proj",
         "swiglu.w_1": "mlp.up_proj",
@@ -83,9 +83,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "opt": Architecture(
         layers="model.decoder.layers",
         modules={
-            "attention.q_proj": "self_attn.q_proj",
-            "attention.k_proj": "self_attn.k_proj",
-            "attention.v_proj": "self_attn.v_proj",
+            **_SEPARATE,
             "attention.o_proj": "self_attn.out_proj",
             "swiglu.w_0": "fc1",
             "swiglu.w_2": "fc2",

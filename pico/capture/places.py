@@ -90,11 +90,8 @@ def _kind(folder: Path) -> Kind:
     config: Any = read_json(folder / "config.json")
     if (folder / MANIFEST).is_file():
         return "pico"
-    return (
-        "published"
-        if config.get("model_type") == "pico_decoder" or "attention_n_kv_heads" in config
-        else "hugging_face"
-    )
+    published = config.get("model_type") == "pico_decoder" or "attention_n_kv_heads" in config
+    return "published" if published else "hugging_face"
 
 
 def fetch(repository: str, revisions: Sequence[str]) -> dict[int, Path]:

@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -194,36 +194,32 @@ class DecoderLM(LM):
 
     def __init__(self, answerer: Answerer) -> None:
         super().__init__()
-        self.answerer = answerer
+        self._answer: Callable[[str, list[tuple]], list[Any]] = answerer.answer
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        return self.answerer.loglikelihood([request.args for request in requests])
+        return [tuple(answer) for answer in self._answer("loglikelihood", _arguments(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        return self.answerer.loglikelihood_rolling([request.args for request in requests])
+        return self._answer("loglikelihood_rolling", _arguments(requests))
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        return self.answerer.generate_until([request.args for request in requests])
+        return self._answer("generate_until", _arguments(requests))
 
 
-class AnsweredLM(LM):
+def _arguments(requests: list[Instance]) -> list[tuple]:
+    return [tuple(request.args) for request in requests]
+
+
+class AnsweredLM(DecoderLM):
     """A model whose answers are known. The requests must be those that the answers were given to, in their order."""
 
     def __init__(self, requests: Mapping[str, Sequence[tuple]], answers: Mapping[str, Iterable[Any]]) -> None:
         """Takes, by kind of request, the arguments and what the model answered to each."""
-        super().__init__()
+        LM.__init__(self)
         self.known, self.answers = requests, answers
+        self._answer = self._look_up
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        return [tuple(answer) for answer in self._look_up("loglikelihood", requests)]
-
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        return self._look_up("loglikelihood_rolling", requests)
-
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        return self._look_up("generate_until", requests)
-
-    def _look_up(self, kind: str, requests: list[Instance]) -> list[Any]:
-        if [tuple(request.args) for request in requests] != list(self.known[kind]):
+    def _look_up(self, kind: str, arguments: list[tuple]) -> list[Any]:
+        if arguments != list(self.known[kind]):
             raise ValueError(f"the {kind} requests are not those that were answered")
         return list(self.answers[kind])

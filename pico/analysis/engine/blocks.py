@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from pico.analysis.engine.components import (
     Part,
     State,
     component,
-    model_component,
+    needed_weight,
+    tensor_part,
 )
 from pico.analysis.metrics.matrix import Matrix
 from pico.errors import PicoError
@@ -56,7 +58,7 @@ def _block(state: State, name: str, outputs: tuple[str, ...], reads: tuple[str, 
         captured = [module for module in outputs if module in activations]
         if not captured:
             raise _missing(state, name, f"the output of the {name} block", [outputs[-1]])
-        yield _tensor(Key(name, "activations", split, None, None), activations[captured[0]])
+        yield tensor_part(Key(name, "activations", split, None, None), activations[captured[0]])
     for split, gradients in state.gradients.items():
         if all(module in gradients for module in modules):
             yield _stack(Key(name, "gradients", split, None, None), gradients, reads, writes)
@@ -64,10 +66,6 @@ def _block(state: State, name: str, outputs: tuple[str, ...], reads: tuple[str, 
 
 def _stack(key: Key, tensors: Mapping[str, Tensor], reads: tuple[str, ...], writes: str) -> Part:
     return key, lambda: Matrix.of(torch.cat([*(tensors[module] for module in reads), tensors[writes].T]))
-
-
-def _tensor(key: Key, tensor: Tensor) -> Part:
-    return key, lambda: Matrix.of(tensor)
 
 
 @component
@@ -81,7 +79,7 @@ def residual(state: State) -> Iterator[Part]:
     for split, activations in state.activations.items():
         key = Key("residual", "activations", split, None, None)
         if "" in activations:
-            yield _tensor(key, activations[""])
+            yield tensor_part(key, activations[""])
         else:
             yield key, _stream(state, split)
 
@@ -120,30 +118,24 @@ def _stream(state: State, split: str) -> Callable[[], Matrix]:
     return make
 
 
-@model_component
+@partial(component, of_model=True)
 def embedding(state: State) -> Iterator[Part]:
     """Yields the input embedding, (vocabulary, d_model); and its gradients and outputs, where they were captured."""
     yield from _whole_module(state, "embedding", EMBEDDING)
 
 
-@model_component
+@partial(component, of_model=True)
 def unembedding(state: State) -> Iterator[Part]:
     """Yields the output matrix, (vocabulary, d_model), whose rows give logits; its gradients where captured."""
     yield from _whole_module(state, "unembedding", UNEMBEDDING)
 
 
 def _whole_module(state: State, name: str, module: str) -> Iterator[Part]:
-    if module not in state.weights:
-        raise PicoError(
-            f"component {name} needs the weights of {module}, which are not there",
-            where=state.where,
-            mend=f"take {name} out of analysis.components",
-        )
-    yield _tensor(Key(name, "weights", None, None, None), state.weights[module])
+    yield tensor_part(Key(name, "weights", None, None, None), needed_weight(state, name, module))
     for data_type, states in (("activations", state.activations), ("gradients", state.gradients)):
         for split, tensors in states.items():
             if module in tensors:
-                yield _tensor(Key(name, data_type, split, None, None), tensors[module])
+                yield tensor_part(Key(name, data_type, split, None, None), tensors[module])
 
 
 def _missing(state: State, name: str, what: str, modules: list[str]) -> PicoError:

@@ -117,17 +117,13 @@ def _part(part: str | int, n_layers: int) -> range:
         raise PicoError(
             f"analysis.layers: {part!r} is not understood", mend='give "all", a list such as [0, 5], or text: "0-3,8"'
         )
-    first = _number(int(match[1]), n_layers)
-    last = first if match[2] is None else _number(int(match[2]), n_layers)
+    first, last = int(match[1]), int(match[2] or match[1])
+    for number in (first, last):
+        if number >= n_layers:
+            raise PicoError(
+                f"analysis.layers names layer {number} of a model with {n_layers}",
+                mend=f"they are numbered 0 to {n_layers - 1}",
+            )
     if last < first:
         raise PicoError(f"analysis.layers: the range {part!r} goes backwards")
     return range(first, last + 1)
-
-
-def _number(number: int, n_layers: int) -> int:
-    if number >= n_layers:
-        raise PicoError(
-            f"analysis.layers names layer {number} of a model with {n_layers}",
-            mend=f"they are numbered 0 to {n_layers - 1}",
-        )
-    return number

@@ -71,15 +71,9 @@ class Component:
 COMPONENTS: dict[str, Component] = {}
 
 
-def component(function: Parts) -> Parts:
-    """Registers a function from a State to its parts, under the function's name."""
-    COMPONENTS[function.__name__] = Component(function.__name__, function, of_model=False)
-    return function
-
-
-def model_component(function: Parts) -> Parts:
-    """Registers a component of what belongs to the model and to no layer."""
-    COMPONENTS[function.__name__] = Component(function.__name__, function, of_model=True)
+def component(function: Parts, *, of_model: bool = False) -> Parts:
+    """Registers a function from a State to its parts, under the function's name; of_model: see Component."""
+    COMPONENTS[function.__name__] = Component(function.__name__, function, of_model)
     return function
 
 
@@ -139,20 +133,33 @@ def _suffixes(tensors: dict[str, Tensor], prefix: str, ending: str) -> dict[str,
     }
 
 
+def tensor_part(key: Key, tensor: Tensor) -> Part:
+    """Returns the part that is the tensor as it is."""
+    return key, lambda: Matrix.of(tensor)
+
+
+def needed_weight(state: State, component: str, module: str) -> Tensor:
+    """Returns a module's weight. Raises PicoError naming the component where it is not there."""
+    if module not in state.weights:
+        raise PicoError(
+            f"component {component} needs the weights of {module}, which are not there",
+            where=state.where,
+            mend=f"take {component} out of analysis.components",
+        )
+    return state.weights[module]
+
+
 @component
 def simple(state: State) -> Iterator[Part]:
     """Yields each captured module's own weight, output and gradient."""
 
-    def part(data_type: str, split: str | None, module: str, tensor: Tensor) -> Part:
-        return Key("simple", data_type, split, None, module), lambda: Matrix.of(tensor)
-
     for module in state.modules:
         if module in state.weights:  # a whole block, where one was captured, has none of its own
-            yield part("weights", None, module, state.weights[module])
+            yield tensor_part(Key("simple", "weights", None, None, module), state.weights[module])
     for data_type, states in (("activations", state.activations), ("gradients", state.gradients)):
         for split, tensors in states.items():
             for module, tensor in tensors.items():
-                yield part(data_type, split, module, tensor)
+                yield tensor_part(Key("simple", data_type, split, None, module), tensor)
 
 
 @component
@@ -226,15 +233,8 @@ def qk_circuit(state: State) -> Iterator[Part]:
     R(t - s) of head_dim stands between the factors, W_Q^T R(t - s) W_K. Rotations keep the factors' lengths and the
     rank, not the product's singular values. Captured gradients are those of the model as it is, rotations included.
     """
-    for module in (Q_PROJ, K_PROJ):
-        if module not in state.weights:
-            raise PicoError(
-                f"component qk_circuit needs the weights of {module}, which are not there",
-                where=state.where,
-                mend="take qk_circuit out of analysis.components",
-            )
     shape = {Q_PROJ: (state.n_heads, -1), K_PROJ: (state.n_kv_heads, -1)}
-    q, k = (state.weights[module].unflatten(0, shape[module]) for module in (Q_PROJ, K_PROJ))
+    q, k = (needed_weight(state, "qk_circuit", module).unflatten(0, shape[module]) for module in (Q_PROJ, K_PROJ))
     dtype = str(q.dtype).removeprefix("torch.")
     moved = {split: found for split, found in state.gradients.items() if Q_PROJ in found and K_PROJ in found}
     for head in range(state.n_heads):

@@ -11,7 +11,7 @@ from pico.analysis.engine.choices import Place, Target
 from pico.analysis.engine.components import Key
 from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.sidecar import Layer, metric_fingerprint
-from pico.analysis.engine.table import Row
+from pico.analysis.engine.table import Row, make_row
 from pico.analysis.metrics import catalogue
 from pico.analysis.metrics.algebra import on_device
 from pico.analysis.metrics.matrix import Matrix, Trajectory, distance
@@ -170,27 +170,21 @@ class _Measuring:
         identity = [code, parameters, list(key), [layer.identity for layer in operands]]
         found = self.own.sidecar.measured(fingerprint(identity), measure)
         module = {} if key.module is None else {"module": key.module}
-        return {
-            "run": self.task.run,
-            "step": self.step,
-            "tokens": self.tokens,
-            "metric": metric.name,
-            "params": canonical_json({**module, **parameters}),
-            "target_step": None if target is None else target.checkpoint.step,
-            "target_run": None,
-            "target_layer": None,
-            "component": key.component,
-            "data_type": key.data_type,
-            "layer": self.task.layer,
-            "head": key.head,
-            "split": key.split,
-            "value": found.value,
-            "status": found.status,
-            "n": found.n,
-            "p": found.p,
-            "rank": found.rank,
-            "input_dtype": matrices.x.dtype,
-        }
+        return make_row(
+            found,
+            run=self.task.run,
+            step=self.step,
+            tokens=self.tokens,
+            metric=metric.name,
+            params=canonical_json({**module, **parameters}),
+            target_step=None if target is None else target.checkpoint.step,
+            component=key.component,
+            data_type=key.data_type,
+            layer=self.task.layer,
+            head=key.head,
+            split=key.split,
+            input_dtype=matrices.x.dtype,
+        )
 
     def _layer(self, place: Place, layer: int | None = None) -> Layer:
         number = self.task.layer if layer is None else layer

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from pico.analysis.engine.components import COMPONENTS, Component, Part, State
@@ -14,14 +13,9 @@ from pico.plugins import Registry, UserFile, line_of, load_user_files, named, re
 PAGE = "docs/custom-metrics.md"
 
 
-def read_metric_files(paths: Sequence[str], root: Path = Path()) -> tuple[UserFile, ...]:
-    """Reads the files of setting `analysis.files`; see `pico.plugins.read_user_files`."""
-    return read_user_files(paths, root, setting="analysis.files", page=PAGE)
-
-
-def read_metric_file(path: Path) -> UserFile:
-    """Reads one file; see `pico.plugins.read_user_file`."""
-    return read_user_file(path, page=PAGE)
+read_metric_files = functools.partial(read_user_files, setting="analysis.files", page=PAGE)
+"""Reads the files of setting `analysis.files`; see `pico.plugins.read_user_files`."""
+read_metric_file = functools.partial(read_user_file, page=PAGE)
 
 
 def load_metric_files(files: Sequence[UserFile]) -> tuple[tuple[str, ...], ...]:

@@ -17,7 +17,7 @@ from pico.analysis.engine.layer import Task, measure_layer
 from pico.analysis.engine.plugins import load_metric_files
 from pico.analysis.engine.sidecar import checkpoint_folder, drop_others
 from pico.analysis.engine.table import Row, file_name, write_table
-from pico.analysis.engine.training import TrainingTask, measure_training, of_training
+from pico.analysis.engine.training import measure_training, of_training
 from pico.analysis.metrics.registry import get_metric, nearest
 from pico.checkpoint import MANIFEST, Checkpoint, checkpoints
 from pico.errors import PicoError
@@ -170,7 +170,7 @@ def analyze_run(
         ]
         if of_run:
             folders = tuple(place.folder for place in places[: index + 1])
-            parts.append(partial(measure_training, TrainingTask(name, folders, of_run, run / CURVE)))
+            parts.append(partial(measure_training, name, folders, of_run, run / CURVE))
         further = more(found[index])
         return [*parts, further] if further else parts
 

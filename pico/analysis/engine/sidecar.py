@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from pico.analysis.engine import blocks
 from pico.analysis.engine.components import MODEL, Key, State, get_component, read_state
-from pico.analysis.metrics.matrix import Array, Matrix, shifted, triangle
+from pico.analysis.metrics.matrix import Array, Matrix, narrow, shifted
 from pico.analysis.metrics.registry import Measurement, Metric
 from pico.checkpoint import MANIFEST, Checkpoint
 from pico.files import canonical_json, fingerprint, full_disk_named, sha256_file
@@ -215,9 +215,7 @@ def gram_factor(matrix: Matrix) -> Array:
     """
     if not matrix.finite:
         return np.full((matrix.n, min(matrix.features.shape)), np.nan)
-    rows = matrix.centred
-    narrow = rows if rows.shape[1] <= rows.shape[0] else triangle(rows.T).T
-    return shifted(narrow, matrix.exponent)
+    return shifted(narrow(matrix.centred), matrix.exponent)
 
 
 class Layer:
@@ -229,7 +227,7 @@ class Layer:
         self.identity = f"{sidecars.name if sidecars else folder}/{layer}"
         """The same for equal contents; without sidecars it tells only the layers of one process apart."""
         self._components = tuple(name for name in components if get_component(name).of_model == (layer == MODEL))
-        self._sidecar = Sidecar(sidecars, layer)
+        self.sidecar = Sidecar(sidecars, layer)
 
     @cached_property
     def state(self) -> State:
@@ -242,41 +240,37 @@ class Layer:
     @cached_property
     def keys(self) -> tuple[Key, ...]:
         """The keys of all matrices of the components, in their order."""
-        kept = [self._sidecar.get("index", f"keys of {name}") for name in self._components]
+        kept = [self.sidecar.get("index", f"keys of {name}") for name in self._components]
         if all(one is not None for one in kept):
             return tuple(Key(*fields) for one in kept for fields in one)
         for name in self._components:
             own = [list(key) for key in self._makers if key.component == name]
-            self._sidecar.put("index", f"keys of {name}", own)
+            self.sidecar.put("index", f"keys of {name}", own)
         return tuple(self._makers)
 
     def matrix(self, key: Key) -> Matrix:
         """Returns the matrix of that key: made now, or what is kept of it."""
         name = _name(key)
-        known = self._sidecar.get("index", name)
+        known = self.sidecar.get("index", name)
         if known is None:
             made = self._makers[key]()
-            self._sidecar.put("index", name, header(made))
+            self.sidecar.put("index", name, header(made))
             return made
-        return KeptMatrix(known, lambda: self._makers[key](), self._sidecar.get("spectra", name))
+        return KeptMatrix(known, lambda: self._makers[key](), self.sidecar.get("spectra", name))
 
     def keep_spectrum(self, key: Key, matrix: Matrix) -> None:
         """Keeps the spectrum, where some metric had it computed."""
-        if "spectrum" in matrix.__dict__ and self._sidecar.get("spectra", _name(key)) is None:
-            self._sidecar.put("spectra", _name(key), matrix.spectrum)
+        if "spectrum" in matrix.__dict__ and self.sidecar.get("spectra", _name(key)) is None:
+            self.sidecar.put("spectra", _name(key), matrix.spectrum)
 
     def factor(self, key: Key, matrix: Matrix | None = None) -> Matrix:
         """Returns the matrix's Gram factor as a Matrix, kept, or made (of `matrix`, where that is at hand)."""
         source = matrix if matrix is not None else self.matrix(key)
-        found = self._sidecar.get("factors", _name(key))
+        found = self.sidecar.get("factors", _name(key))
         if found is None:
             found = gram_factor(source)
-            self._sidecar.put("factors", _name(key), found)
+            self.sidecar.put("factors", _name(key), found)
         return Matrix(found, p=source.p, dtype=source.dtype)
-
-    @property
-    def sidecar(self) -> Sidecar:
-        return self._sidecar
 
 
 def _name(key: Key) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pico.analysis.metrics.registry import Measurement
 from pico.checkpoint import step_name
 from pico.errors import PicoError
 from pico.files import write_atomic
@@ -55,6 +56,11 @@ IDENTITY = (
     "head", "split",
 )  # fmt: skip
 """The columns that tell two measurements apart; the other columns of the key follow from these."""
+
+
+def make_row(found: Measurement, **cells: Any) -> Row:
+    """Returns the row of a measurement; columns that are not given are null."""
+    return dict.fromkeys(SCHEMA.names) | vars(found) | cells
 
 
 def file_name(step: int) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors import safe_open
 
 from pico.analysis.engine.choices import SPLITS
 from pico.analysis.engine.components import MODEL
-from pico.analysis.engine.table import Row
+from pico.analysis.engine.table import Row, make_row
 from pico.analysis.metrics.registry import DATA_TYPES, Measurement, compute, get_metric
 from pico.checkpoint import DYNAMICS, Checkpoint
 from pico.files import canonical_json
@@ -24,62 +23,45 @@ LEFT_OUT = 1e30
 """For the loss of an update that was left out because it was not finite: a spike, which no median feels."""
 
 
-@dataclass(frozen=True)
-class TrainingTask:
-    """The measurement of a run up to one checkpoint. Plain values, so that it can be sent to any worker."""
-
-    run: str
-    """The model's name, as the table has it."""
-    folders: tuple[Path, ...]
-    """The checkpoints up to the one measured, oldest first."""
-    metrics: tuple[str, ...]
-    """Those of OF_TRAINING's data types."""
-    curve: Path
-    """training.csv; may be missing, as with somebody else's model."""
-
-
 def of_training(metrics: tuple[str, ...]) -> tuple[str, ...]:
     """Returns those metrics that are measured here."""
     return tuple(name for name in metrics if OF_TRAINING & set(get_metric(name).data_types))
 
 
-def measure_training(task: TrainingTask) -> list[Row]:
-    """Measures the last of `task.folders`; norms and the loss only where they were recorded."""
-    checkpoint = Checkpoint(task.folders[-1])
+def measure_training(run: str, folders: tuple[Path, ...], metrics: tuple[str, ...], curve: Path) -> list[Row]:
+    """Measures a run up to the last of `folders`, its checkpoints, oldest first; a task for any worker.
+
+    run: the model's name, as the table has it. metrics: see `of_training`. Norms and the loss (curve: training.csv,
+    which somebody else's model does not have) are measured only where they were recorded.
+    """
+    checkpoint = Checkpoint(folders[-1])
     step, tokens = checkpoint.step, int(checkpoint.trainer["tokens"])
 
     def row(metric: str, split: str | None, settings: dict[str, Any], found: Measurement) -> Row:
-        return {
-            "run": task.run,
-            "step": step,
-            "tokens": tokens,
-            "metric": metric,
-            "params": canonical_json(get_metric(metric).parameters | settings),
-            "target_step": None,
-            "target_run": None,
-            "target_layer": None,
-            "component": "model",
-            "data_type": get_metric(metric).data_types[0],
-            "layer": MODEL,
-            "head": None,
-            "split": split,
-            "value": found.value,
-            "status": found.status,
-            "n": found.n,
-            "p": found.p,
-            "rank": None,
-            "input_dtype": "float64" if split else "float32",
-        }
+        return make_row(
+            found,
+            run=run,
+            step=step,
+            tokens=tokens,
+            metric=metric,
+            params=canonical_json(get_metric(metric).parameters | settings),
+            component="model",
+            data_type=get_metric(metric).data_types[0],
+            layer=MODEL,
+            split=split,
+            rank=None,
+            input_dtype="float64" if split else "float32",
+        )
 
     rows = []
-    of_norms = [name for name in task.metrics if DATA_TYPES["N"] in get_metric(name).data_types]
+    of_norms = [name for name in metrics if DATA_TYPES["N"] in get_metric(name).data_types]
     for split in SPLITS if of_norms else ():
-        if norms := _norms(task.folders[-WINDOW:], split):
+        if norms := _norms(folders[-WINDOW:], split):
             small, large, sizes = norms
             settings = sizes | {"checkpoints": len(small)}
             rows += [row(name, split, settings, compute(name, small, large, **sizes)) for name in of_norms]
-    losses = _losses(task.curve, step)
-    for name in task.metrics:
+    losses = _losses(curve, step)
+    for name in metrics:
         if losses is not None and DATA_TYPES["L"] in get_metric(name).data_types:
             rows.append(row(name, None, {}, compute(name, losses)))
     return rows

@@ -5,7 +5,7 @@ Both take and give numpy arrays. float64 on either side, so their results differ
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -14,43 +14,31 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-class Algebra(Protocol):
-    """Everything here that may run on another device."""
+class OnCPU:
+    """numpy and LAPACK: everything here that may run on another device."""
 
     def inner(self, rows: Array) -> Array:
         """Computes rows^T rows: (n, k) -> (k, k)."""
-
-    def eigenvalues(self, symmetric: Array) -> Array:
-        """Computes the eigenvalues, ascending: (k, k) -> (k,)."""
-
-    def product_eigenvalues(self, a: Array, b: Array) -> Array:
-        """Computes those of a b, (k,) ascending, b positive definite. Raises LinAlgError where it is not."""
-
-    def sorted_magnitudes(self, left: NDArray, right: NDArray | None = None) -> NDArray:
-        """Returns the absolute entries of left, or of left @ right, ascending: (entries,), of their type."""
-
-
-class OnCPU:
-    """numpy and LAPACK."""
-
-    def inner(self, rows: Array) -> Array:
         return rows.T @ rows
 
     def eigenvalues(self, symmetric: Array) -> Array:
+        """Computes the eigenvalues, ascending: (k, k) -> (k,)."""
         return np.asarray(np.linalg.eigvalsh(symmetric), np.float64)
 
     def product_eigenvalues(self, a: Array, b: Array) -> Array:
+        """Computes those of a b, (k,) ascending, b positive definite. Raises LinAlgError where it is not."""
         return np.asarray(
             scipy.linalg.eigh(a, b, type=2, driver="gv", eigvals_only=True, check_finite=False), np.float64
         )
 
     def sorted_magnitudes(self, left: NDArray, right: NDArray | None = None) -> NDArray:
+        """Returns the absolute entries of left, or of left @ right, ascending: (entries,), of their type."""
         entries = np.abs(left if right is None else left @ right).reshape(-1)
         entries.sort()
         return entries
 
 
-class OnTorch:
+class OnTorch(OnCPU):
     """torch on the device of that name. TF32 is off in torch unless switched on, so float32 products are true ones."""
 
     def __init__(self, device: str) -> None:
@@ -82,10 +70,10 @@ class OnTorch:
         return tensor.cpu().numpy()
 
 
-_current: list[Algebra] = [OnCPU()]
+_current: list[OnCPU] = [OnCPU()]
 
 
-def algebra() -> Algebra:
+def algebra() -> OnCPU:
     """Returns the operations in force: the CPU's, or within `on_device` the GPU's."""
     return _current[-1]
 

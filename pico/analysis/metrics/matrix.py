@@ -184,8 +184,8 @@ class Matrix:
     def gram_energy(self) -> float:
         """The squared Frobenius norm of `gram`, from the smaller side."""
         if self.centred.shape[1] < self.n:
-            return _energy(algebra().inner(self.centred))
-        return _energy(self.gram)
+            return energy(algebra().inner(self.centred))
+        return energy(self.gram)
 
     def squared_distances(self) -> Array:
         """Computes those between rows, (n, n), on the scale of `unit`; a new array, not kept."""
@@ -272,6 +272,11 @@ def triangle(array: Array) -> Array:
     return np.asarray(np.linalg.qr(array, mode="r"))
 
 
+def narrow(rows: Array) -> Array:
+    """Returns rows with the same inner products in the fewest columns, (n, min(n, k))."""
+    return rows if rows.shape[1] <= rows.shape[0] else triangle(rows.T).T
+
+
 def singular_values(rows: Array) -> Array:
     """Computes those of a (n, k) matrix, descending, from its smaller side's Gram matrix; see `Matrix.spectrum`."""
     gram = algebra().inner(rows.T if rows.shape[0] <= rows.shape[1] else rows)
@@ -284,7 +289,8 @@ def _roots(squares: NDArray) -> Array:
     return np.sqrt(np.where(squares > len(squares) * EPS64 * squares[:1], squares, 0.0))
 
 
-def _energy(array: Array) -> float:
+def energy(array: Array) -> float:
+    """Computes the squared Frobenius norm."""
     return float(np.vdot(array, array))
 
 

@@ -1,14 +1,16 @@
 """Heavy tails: the power law that the largest squared singular values follow (heavy-tailed self-regularisation)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric, require
-from pico.analysis.metrics.spectra import nonzero_spectrum
+from pico.analysis.metrics.registry import Undefined, require
+from pico.analysis.metrics.spectra import nonzero_spectrum, spectral_metric
 
 SOURCE = "Clauset et al. 2009, arXiv 0706.1062; Martin & Mahoney 2021, arXiv 1810.01075"
+tail_metric = partial(spectral_metric, source=SOURCE)
 
 LEAST_SPREAD = 1e-4
 """The least spread of ln l within a tail: rounding equal values to float32 gives less, for sides of up to 10,000."""
@@ -53,8 +55,9 @@ def _fit(tail: Array, log_xmin: float) -> PowerLaw | None:
     return PowerLaw(1 + slope, log_xmin, distance, k)
 
 
-def spectral_tail(x: Matrix, xmin: float | None = None) -> tuple[PowerLaw, str]:
+def _tail(name: str, x: Matrix, xmin: float | None) -> tuple[PowerLaw, str]:
     """Fits l = s^2 over the numerical rank; the status is rank_deficient where that is not full."""
+    require(xmin is None or xmin > 0, name, "xmin", xmin, "more than 0, or null to choose it by its fit")
     spectrum = nonzero_spectrum(x)
     if x.rank < 2:
         raise Undefined("n_too_small")
@@ -65,17 +68,9 @@ def spectral_tail(x: Matrix, xmin: float | None = None) -> tuple[PowerLaw, str]:
     return found, "ok" if x.rank == x.largest_rank else "rank_deficient"
 
 
-def _tail(name: str, x: Matrix, xmin: float | None) -> tuple[PowerLaw, str]:
-    require(xmin is None or xmin > 0, name, "xmin", xmin, "more than 0, or null to choose it by its fit")
-    return spectral_tail(x, xmin)
-
-
-@metric(
+@tail_metric(
     definition="1 + k / sum ln(l / xmin) over the k values l >= xmin, l = s^2; xmin is the l that makes D (powerlaw_d) "
     "least, if not given; zero where all l are equal",
-    source=SOURCE,
-    types="AWG",
-    spectral=True,
 )
 def powerlaw_alpha(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
     """Computes the exponent of the spectrum's tail: small where a few directions dominate.
@@ -86,11 +81,8 @@ def powerlaw_alpha(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]
     return found.alpha, status
 
 
-@metric(
-    definition="Kolmogorov-Smirnov distance D between the tail of powerlaw_alpha and its fit, max |S(l) - P(l)|",
-    source=SOURCE,
-    types="AWG",
-    spectral=True,
+@tail_metric(
+    definition="Kolmogorov-Smirnov distance D between the tail of powerlaw_alpha and its fit, max |S(l) - P(l)|"
 )
 def powerlaw_d(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
     """Computes the distance of the tail from a power law: 0 where it is one exactly."""
@@ -98,7 +90,7 @@ def powerlaw_d(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
     return found.distance, status
 
 
-@metric(definition="k, the number of values l >= xmin in powerlaw_alpha", source=SOURCE, types="AWG", spectral=True)
+@tail_metric(definition="k, the number of values l >= xmin in powerlaw_alpha")
 def powerlaw_k(x: Matrix, *, xmin: float | None = None) -> tuple[float, str]:
     """Counts the values that the fit rests on; the standard error of alpha is about (alpha - 1) / sqrt k."""
     found, status = _tail("powerlaw_k", x, xmin)

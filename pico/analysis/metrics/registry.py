@@ -183,6 +183,20 @@ def require(holds: bool, metric: str, setting: str, value: Any, wanted: str) -> 
         raise PicoError(f"metric {metric!r}: {setting} = {value!r}", mend=f"{setting} must be {wanted}")
 
 
+def nonzero(value: float) -> float:
+    """Returns the value. Raises Undefined("zero") where it is 0."""
+    if value == 0:
+        raise Undefined("zero")
+    return value
+
+
+def require_variation(*matrices: Matrix) -> None:
+    """Raises Undefined("zero") where a matrix's rows are all the same."""
+    for one in matrices:
+        if not one.row_energy.sum() > 0:
+            raise Undefined("zero")
+
+
 def compute(name: str, X: Any, Y: Any = None, **parameters: Any) -> Measurement:
     """Computes one metric.
 

@@ -5,21 +5,18 @@ Centred kernel alignment never forms more than the smaller side asks for: with c
 rows than directions: n - 1 directions span every centred vector there is, and give correlations of 1 with anything.
 """
 
+from functools import partial
+
 import numpy as np
 
-from pico.analysis.metrics.matrix import EPS32, Array, Matrix, triangle
-from pico.analysis.metrics.registry import Undefined, compute, metric, require
+from pico.analysis.metrics.matrix import EPS32, Array, Matrix, energy, narrow
+from pico.analysis.metrics.registry import Undefined, compute, metric, require, require_variation
 from pico.errors import PicoError
 
 TIE = 1e-9
 """Canonical correlations nearer to each other are taken as equal."""
 
-
-def require_variation(*matrices: Matrix) -> None:
-    """Raises Undefined("zero") where a matrix's rows are all the same."""
-    for one in matrices:
-        if not one.row_energy.sum() > 0:
-            raise Undefined("zero")
+comparison = partial(metric, types="A", target="last", min_rows=3, gram=True)
 
 
 def _gram_product(x: Matrix, y: Matrix) -> float:
@@ -28,20 +25,12 @@ def _gram_product(x: Matrix, y: Matrix) -> float:
         return x.gram_energy
     if min(x.centred.shape[1], y.centred.shape[1]) >= x.n:
         return float(np.vdot(x.gram, y.gram))
-    return _energy(x.centred.T @ y.centred)
+    return energy(x.centred.T @ y.centred)
 
 
-def _energy(array: Array) -> float:
-    return float(np.vdot(array, array))
-
-
-@metric(
+@comparison(
     definition="<K, L> / (|K| |L|), K = XX^T, columns centred; independent Gaussian data give about p / (n + p), not 0",
     source="Kornblith et al. 2019, arXiv 1905.00414",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def linear_cka(x: Matrix, y: Matrix) -> float:
     """Computes linear centred kernel alignment: 1 for representations equal up to rotation, scale and offset."""
@@ -68,13 +57,10 @@ def _debiased(cross: float, own: tuple[float, float], biased: tuple[float, float
     return float(np.clip(cross / np.sqrt(own[0] * own[1]), -1.0, 1.0))
 
 
-@metric(
+@comparison(
     definition="linear CKA with HSIC_1 of Song et al. in place of HSIC; independent data give about 0, or less",
     source="Song et al. 2012 (JMLR 13); Nguyen et al. 2020, arXiv 2010.15327",
-    types="A",
-    target="last",
     min_rows=4,
-    gram=True,
     default=True,
 )
 def debiased_cka(x: Matrix, y: Matrix) -> float:
@@ -85,14 +71,11 @@ def debiased_cka(x: Matrix, y: Matrix) -> float:
     return _debiased(cross, (own[0], own[1]), (x.gram_energy, y.gram_energy))
 
 
-@metric(
+@comparison(
     definition="sum HSIC_1(K, L) / sqrt(sum HSIC_1(K, K) sum HSIC_1(L, L)) over batches of `batch` successive rows, "
     "the last with the rows left over, if 4 or more; one batch gives debiased_cka",
     source="Nguyen et al. 2020, arXiv 2010.15327",
-    types="A",
-    target="last",
     min_rows=4,
-    gram=True,
 )
 def minibatch_cka(x: Matrix, y: Matrix, *, batch: int = 256) -> float:
     """Computes debiased CKA from batches of samples: its memory does not grow with the number of rows."""
@@ -126,17 +109,13 @@ def _rows_product(a: Array, b: Array) -> float:
     """Computes <aa^T, bb^T> by the smaller side."""
     if min(a.shape[1], b.shape[1]) >= len(a):
         return float(np.vdot(a @ a.T, b @ b.T))
-    return _energy(a.T @ b)
+    return energy(a.T @ b)
 
 
-@metric(
+@comparison(
     definition="<K, L> / (|K| |L|), K_ij = exp(-|x_i - x_j|^2 / (2 s^2)), rows and columns centred; s is `bandwidth` "
     "times the median distance between two rows",
     source="Kornblith et al. 2019, arXiv 1905.00414",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def rbf_cka(x: Matrix, y: Matrix, *, bandwidth: float = 1.0) -> float:
     """Computes CKA with a Gaussian kernel: near samples count for more. As biased as linear_cka is."""
@@ -161,27 +140,19 @@ def _centred_rbf(x: Matrix, bandwidth: float) -> Array:
     return kernel - kernel.mean(axis=1, keepdims=True)
 
 
-@metric(
+@comparison(
     definition="mean canonical correlation: mean singular value of Qx^T Qy, orthonormal bases of the centred columns, "
     "cut where singular values are under s_1 max(n, p) eps of float32",
     source="Hotelling 1936; Raghu et al. 2017, arXiv 1706.05806",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def cca_mean(x: Matrix, y: Matrix) -> float:
     """Computes the mean canonical correlation; n_too_small where either spans all n - 1 directions: 1 by itself."""
     return float(np.mean(_correlations(_basis(x), _basis(y))))
 
 
-@metric(
+@comparison(
     definition="mean canonical correlation of the principal components that hold `variance` of the variance",
     source="Raghu et al. 2017, arXiv 1706.05806",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def svcca(x: Matrix, y: Matrix, *, variance: float = 0.99) -> float:
     """Computes CCA after PCA, which keeps weak directions from counting as much as strong ones."""
@@ -189,13 +160,11 @@ def svcca(x: Matrix, y: Matrix, *, variance: float = 0.99) -> float:
     return float(np.mean(_correlations(_basis(x, variance), _basis(y, variance))))
 
 
-@metric(
+@comparison(
     definition="sum a_i r_i / sum a_i, r_i the canonical correlations, a_i = sum_j |<h_i, x_j>| over the centred "
     "columns x_j of X, h_i the canonical variates of X (where r is tied, X's principal axes); directional",
     source="Morcos et al. 2018, arXiv 1806.05759",
-    types="A",
-    target="last",
-    min_rows=3,
+    gram=False,
 )
 def pwcca(x: Matrix, y: Matrix) -> float:
     """Computes projection-weighted CCA: directions count by how much of X they account for."""
@@ -233,34 +202,21 @@ def _correlations(x: Array, y: Array) -> Array:
     return np.minimum(np.linalg.svd(x.T @ y, compute_uv=False), 1.0)
 
 
-@metric(
+@comparison(
     definition="2 - 2 |X^T Y|_*, both centred and of Frobenius norm 1; 0 under rotation, at most 2",
     source="Ding et al. 2021, arXiv 2108.01661",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def procrustes(x: Matrix, y: Matrix) -> float:
     """Computes the squared distance after the best rotation of one onto the other."""
     require_variation(x, y)
-    left, right = _narrow(x.centred), _narrow(y.centred)
+    left, right = narrow(x.centred), narrow(y.centred)
     nuclear = float(np.linalg.svd(left.T @ right, compute_uv=False).sum())
     return max(0.0, 2 - 2 * nuclear / (float(np.linalg.norm(left)) * float(np.linalg.norm(right))))
 
 
-def _narrow(rows: Array) -> Array:
-    """Returns rows with the same inner products in the fewest columns, (n, min(n, k))."""
-    return rows if rows.shape[1] <= rows.shape[0] else triangle(rows.T).T
-
-
-@metric(
+@comparison(
     definition="correlation of the squared Euclidean distances between rows; `correlation` pearson or spearman",
     source="Kriegeskorte et al. 2008 (Frontiers in Systems Neuroscience 2)",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def rsa(x: Matrix, y: Matrix, *, correlation: str = "pearson") -> float:
     """Computes representational similarity: whether the same pairs of samples lie far apart."""
@@ -279,13 +235,9 @@ def rsa(x: Matrix, y: Matrix, *, correlation: str = "pearson") -> float:
     return float(np.clip(np.dot(a, b) / lengths, -1.0, 1.0))
 
 
-@metric(
+@comparison(
     definition="mean share of the k nearest rows that X and Y have in common; chance k / (n - 1)",
     source="Huh et al. 2024, arXiv 2405.07987",
-    types="A",
-    target="last",
-    min_rows=3,
-    gram=True,
 )
 def mutual_knn(x: Matrix, y: Matrix, *, k: int = 10) -> float:
     """Computes the share of nearest rows in common: whether the same samples lie next to each other."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pico.analysis.metrics.matrix import Array, Matrix
-from pico.analysis.metrics.registry import Undefined, metric, require
+from pico.analysis.metrics.registry import Undefined, metric, nonzero, require
 
 BLOCK = 2**15
 RAMP = np.arange(BLOCK, dtype=np.float64)
@@ -23,9 +23,7 @@ def gini(x: Matrix) -> float:
         in_block = float(entries.sum())
         total += in_block
         weighted += (2 * start + 1 - count) * in_block + 2 * float(RAMP[: len(entries)] @ entries)
-    if total == 0:
-        raise Undefined("zero")
-    return weighted / (count * total)
+    return weighted / (count * nonzero(total))
 
 
 @metric(
@@ -39,9 +37,7 @@ def hoyer(x: Matrix) -> float:
     count = x.n * x.p
     if count < 2:
         raise Undefined("n_too_small")
-    length = float(np.sqrt(x.energy))
-    if length == 0:
-        raise Undefined("zero")
+    length = nonzero(float(np.sqrt(x.energy)))
     total = float(np.sum(x.magnitudes, dtype=np.float64))
     return (np.sqrt(count) - total / length) / (np.sqrt(count) - 1)
 
@@ -54,9 +50,7 @@ def hoyer(x: Matrix) -> float:
 def near_zero_fraction(x: Matrix, *, threshold: float = 0.01) -> float:
     """Computes the share of entries that are small beside the root mean square."""
     require(threshold >= 0, "near_zero_fraction", "threshold", threshold, "at least 0, in root mean squares")
-    rms = float(np.sqrt(x.energy)) / np.sqrt(x.n * x.p)
-    if rms == 0:
-        raise Undefined("zero")
+    rms = nonzero(float(np.sqrt(x.energy)) / np.sqrt(x.n * x.p))
     return float(np.searchsorted(x.magnitudes, threshold * rms, side="right")) / (x.n * x.p)
 
 
@@ -74,10 +68,7 @@ def outlier_kurtosis(x: Matrix) -> float:
 @metric(definition="max |x| / median |x|", source="Sun et al. 2024, arXiv 2402.17762", types="A")
 def massive_activation(x: Matrix) -> float:
     """Computes the largest entry beside the median one."""
-    median = float(np.median(x.magnitudes))
-    if median == 0:
-        raise Undefined("zero")
-    return float(x.magnitudes[-1]) / median
+    return float(x.magnitudes[-1]) / nonzero(float(np.median(x.magnitudes)))
 
 
 @metric(

@@ -3,27 +3,24 @@
 One spectrum per matrix feeds them all; see `Matrix.spectrum`.
 """
 
+from functools import partial
+
 import numpy as np
 from scipy.special import xlogy
 
 from pico.analysis.metrics.matrix import EPS32, Array, Matrix, singular_values
-from pico.analysis.metrics.registry import Undefined, metric, require
+from pico.analysis.metrics.registry import Undefined, metric, nonzero, require, require_variation
+
+spectral_metric = partial(metric, types="AWG", spectral=True)
 
 
 def nonzero_spectrum(x: Matrix) -> Array:
     """Returns the singular values of `x.unit`, descending. Raises Undefined("zero") where all are 0."""
-    if x.spectrum[0] == 0:
-        raise Undefined("zero")
+    nonzero(x.spectrum[0])
     return x.spectrum
 
 
-@metric(
-    definition="exp(-sum p ln p), p = s / sum s",
-    source="Roy & Vetterli 2007 (EUSIPCO)",
-    types="AWG",
-    spectral=True,
-    default=True,
-)
+@spectral_metric(definition="exp(-sum p ln p), p = s / sum s", source="Roy & Vetterli 2007 (EUSIPCO)", default=True)
 def effective_rank(x: Matrix) -> float:
     """Computes the number of equal singular values that would have the same entropy."""
     spectrum = nonzero_spectrum(x)
@@ -31,11 +28,9 @@ def effective_rank(x: Matrix) -> float:
     return float(np.exp(-xlogy(share, share).sum()))  # xlogy: 0 ln 0 = 0
 
 
-@metric(
+@spectral_metric(
     definition="effective rank / structural rank (min(n, p), or fewer where the factors allow fewer)",
     source="Diehl Martinez et al. 2024, arXiv 2410.11451",
-    types="AWG",
-    spectral=True,
     default=True,
 )
 def per(x: Matrix) -> float:
@@ -43,44 +38,30 @@ def per(x: Matrix) -> float:
     return effective_rank(x) / x.largest_rank
 
 
-@metric(
+@spectral_metric(
     definition="effective rank / min(n, p), also where the matrix is a product that cannot have that rank",
     source="Diehl Martinez et al. 2024, arXiv 2410.11451",
-    types="AWG",
-    spectral=True,
 )
 def per_min_dim(x: Matrix) -> float:
     """Computes effective rank over the smaller side, as published; `per` is over the structural rank."""
     return effective_rank(x) / min(x.n, x.p)
 
 
-@metric(
-    definition="|X|_F^2 / s_1^2",
-    source="Rudelson & Vershynin 2007, arXiv math/0503442",
-    types="AWG",
-    spectral=True,
-    default=True,
-)
+@spectral_metric(definition="|X|_F^2 / s_1^2", source="Rudelson & Vershynin 2007, arXiv math/0503442", default=True)
 def stable_rank(x: Matrix) -> float:
     """Computes a rank that tiny singular values do not change."""
     spectrum = nonzero_spectrum(x)
     return float(np.sum((spectrum / spectrum[0]) ** 2))
 
 
-@metric(definition="(sum l)^2 / sum l^2, l = s^2", source="Gao et al. 2017, bioRxiv 214262", types="AWG", spectral=True)
+@spectral_metric(definition="(sum l)^2 / sum l^2, l = s^2", source="Gao et al. 2017, bioRxiv 214262")
 def participation_ratio(x: Matrix) -> float:
     """Computes the number of directions among which variance is shared."""
     power = (nonzero_spectrum(x) / x.spectrum[0]) ** 2
     return float(power.sum() ** 2 / np.sum(power**2))
 
 
-@metric(
-    definition="s_1 / s_r over the numerical rank r",
-    source="Golub & Van Loan 2013",
-    types="AWG",
-    spectral=True,
-    default=True,
-)
+@spectral_metric(definition="s_1 / s_r over the numerical rank r", source="Golub & Van Loan 2013", default=True)
 def condition_number(x: Matrix) -> tuple[float, str]:
     """Divides the largest by the smallest singular value over rounding; where some are, `rank_deficient`."""
     spectrum = nonzero_spectrum(x)
@@ -96,12 +77,10 @@ def marchenko_pastur_edge(n: int, p: int) -> float:
     return (n**-0.5 + p**-0.5) ** 2
 
 
-@metric(
+@spectral_metric(
     definition="sum of l over the Marchenko-Pastur edge v (sqrt n + sqrt p)^2 / sum l; l = s^2, v = |X|_F^2 / (n p) "
     "the entries' mean square; Gaussian about 0 (l_1 may pass the edge by its own small fluctuation)",
     source="Marchenko & Pastur 1967; Martin & Mahoney 2021, arXiv 1810.01075",
-    types="AWG",
-    spectral=True,
 )
 def mp_excess(x: Matrix) -> float:
     """Computes the share of energy in directions stronger than independent entries of its variance would give."""
@@ -110,13 +89,13 @@ def mp_excess(x: Matrix) -> float:
     return float(energy[over].sum() / energy.sum())
 
 
-@metric(definition="s_1", source="Golub & Van Loan 2013", types="AWG", spectral=True, default=True)
+@spectral_metric(definition="s_1", source="Golub & Van Loan 2013", default=True)
 def spectral_norm(x: Matrix) -> float:
     """Computes the largest singular value."""
     return x.scaled(x.spectrum[0])
 
 
-@metric(definition="sum s", source="Golub & Van Loan 2013", types="AWG", spectral=True)
+@spectral_metric(definition="sum s", source="Golub & Van Loan 2013")
 def nuclear_norm(x: Matrix) -> float:
     """Computes the sum of the singular values."""
     return x.scaled(x.spectrum.sum())
@@ -165,8 +144,7 @@ def rankme(x: Matrix, *, eps: float = 1e-7) -> float:
 def alpha_req(x: Matrix, *, first: int = 4, last: int = 100) -> float:
     """Computes the decay of the eigenvalues, l_i ~ i^-alpha; about 1 is said to be best."""
     require(1 <= first < last, "alpha_req", "first, last", (first, last), "ranks from 1, the first before the last")
-    if not x.row_energy.sum() > 0:  # all rows are the same
-        raise Undefined("zero")
+    require_variation(x)
     spectrum = singular_values(x.centred)
     # what rounding every entry once to float32 can fake, as in Matrix.rank
     rank = int((spectrum > 4 * np.sqrt(max(x.n, x.p)) * EPS32 * spectrum[0]).sum())
