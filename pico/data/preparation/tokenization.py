@@ -31,7 +31,7 @@ def tokenize_block(store: Store, block: Block, uses: Path, tokenizer: Path) -> N
     table = pq.read_table(path, columns=["doc", "row", "id", "n_bytes", "text"])
     use = block_uses(uses, block)[table["doc"].to_numpy() - block.first]
     table = table.filter(pa.array(use <= Use.HELDOUT))
-    encoder, pieces = _loaded(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns)
+    encoder, pieces = loaded(tokenizer)
     ids, lengths = encoder.encode(table["text"])
     changed = changed_documents(pieces, ids, lengths, table["text"].combine_chunks())
     if changed.any() and encoder.tokenizer.normalizer is None:
@@ -94,8 +94,12 @@ def id_type(vocab_size: int) -> type:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
+def loaded(tokenizer: Path) -> tuple[Encoder, TokenBytes]:
+    """Loads a tokenizer, once a process."""
+    return _loaded(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=2)
 def _loaded(tokenizer: Path, written: int) -> tuple[Encoder, TokenBytes]:
-    """Loads a tokenizer once a process; `written`: when its file was."""
-    loaded = load_tokenizer(tokenizer)
-    return Encoder(loaded, tokenizer_meta(tokenizer)["eos_id"]), TokenBytes(loaded)
+    made = load_tokenizer(tokenizer)
+    return Encoder(made, tokenizer_meta(tokenizer)["eos_id"]), TokenBytes(made)

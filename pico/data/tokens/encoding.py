@@ -45,7 +45,6 @@ class Encoder:
         return self._whole(texts) if self.cuts is None else self._cut(texts, self.cuts)
 
     def _whole(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes text by text, as the tokenizer itself does."""
         parts: list[np.ndarray] = []
         for first, end in spans(pc.binary_length(texts).to_numpy(), WHOLE):
             batch = texts[first:end].to_pylist()
@@ -138,7 +137,6 @@ def _cuts_of_pattern(pattern: dict[str, Any] | None) -> np.ndarray | None:
 
 
 def _is_qwen2(steps: Sequence[dict[str, Any]]) -> bool:
-    """Returns whether the steps are Qwen2's pattern, then bytes."""
     if len(steps) != 2 or steps[0].get("type") != "Split" or steps[1].get("use_regex"):
         return False
     split = steps[0]
