@@ -77,8 +77,6 @@ class RowGroup:
 
 
 class Documents:
-    """Names documents by source, row and id."""
-
     def __init__(self, groups: Sequence[RowGroup]) -> None:
         self.groups = groups
         self._ids = lru_cache(maxsize=4)(lambda number: groups[number].read(["id"])["id"])
@@ -103,8 +101,7 @@ def row_groups(documents: Path, tokens: Path) -> list[RowGroup]:
         if sizes:
             _check_sizes(tokens / "documents" / path.name, sizes)
         for group, size in enumerate(sizes):
-            uses = read_uses(tokens, name, group)
-            of_ids = "row_tokens" in entry
+            uses, of_ids = read_uses(tokens, name, group), "row_tokens" in entry
             groups.append(RowGroup(len(groups), name, entry["domain"], path, group, first, place, uses, tokens, of_ids))
             first, place = first + size, place + size
     _check_provenance(groups, tokens)
@@ -160,8 +157,7 @@ def _check_counts(groups: Sequence[RowGroup], tokens: Path) -> None:
     path = tokens / "provenance.json"
     counts: dict[str, np.ndarray] = {}
     for group in groups:
-        found = np.bincount(group.uses, minlength=len(Use))
-        counts[group.domain] = counts.get(group.domain, 0) + found
+        counts[group.domain] = counts.get(group.domain, 0) + np.bincount(group.uses, minlength=len(Use))
     for domain, own in counts.items():
         entry = read_json(path)["domains"].get(domain, {})
         expected = {

@@ -182,9 +182,8 @@ def measure_heldout_rows(tokens: Path) -> Heldout:
             known_documents.setdefault(document, []).append(done + number)
         frames.append(profile)
         done += len(rows)
-    frame = (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*ROW_COLUMNS, "domain", "bytes_off"])
-    )
+    columns = [*ROW_COLUMNS, "domain", "bytes_off"]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     frame["in_training"], frame["documents_in_training"] = False, 0
     return Heldout(frame, known_rows, known_documents)
 
