@@ -36,7 +36,11 @@ def fetch_benchmarks(
             except PicoError as error:
                 what = f"benchmark {task.name!r}, split {split!r}: {error.what}"
                 raise PicoError(what, where=error.where or member, mend=error.mend) from error
-            _write(target / task.name / f"{split}.parquet", table)
+            out = target / task.name / f"{split}.parquet"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with full_disk_named(out):  # the schema's metadata (the features of `datasets`) stay
+                options: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "row_group_size": 2**14}
+                pq.write_table(table.combine_chunks(), out, **options)
             provenance.append(
                 {"task": task.name, "split": split, "member": member, "rows": table.num_rows, "pin": wheels.pin(wheel)}
             )
@@ -96,10 +100,3 @@ def cloze_table(data: bytes) -> pa.Table:
             raise PicoError(what, mend="this member is no cloze task: correct it")
         texts.append(context + continuation)
     return pa.table({"text": pa.array(texts, pa.string())})
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """Writes Parquet with fixed options; the schema's metadata (the features of `datasets`) stay."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(path):
-        pq.write_table(table.combine_chunks(), path, compression="zstd", compression_level=3, row_group_size=2**14)

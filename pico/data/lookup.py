@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pico.data.tokens.loader import MEND, TokenRows, as_rows, batch_indices
+from pico.data.tokens.loader import MEND, TokenRows, batch_indices
 from pico.data.tokens.tokenizer import TokenBytes, load_tokenizer, spelled, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import read_json, sha256_file
 
+AT_ONCE = 256
+"""Rows that are searched at a time."""
 BREAK = 0xFF
 """Stands between documents in the bytes that are searched; never part of UTF-8."""
 
@@ -102,7 +104,9 @@ def find_text(
     rows = TokenRows(tokens / "train")
     pieces, eos = _pieces(tokens)
     hits: list[tuple[int, int]] = []
-    for first, ids in _groups(tokens, progress):
+    for first in range(0, rows.n_rows, AT_ONCE):
+        ids = rows.rows(np.arange(first, min(first + AT_ONCE, rows.n_rows)))
+        progress((first + len(ids)) / rows.n_rows)
         hits += [(first + row, place) for row, place in _hits(ids, pieces, eos, wanted)]
         if len({row for row, _ in hits}) >= limit:
             break
@@ -135,18 +139,6 @@ def _hits(ids: np.ndarray, pieces: TokenBytes, eos: int, wanted: bytes) -> Itera
         place = plain.find(wanted, place + 1)
 
 
-def _groups(tokens: Path, progress: Callable[[float], None]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the rows of all shards, a row group at a time, with the number of the first."""
-    paths, first = sorted((tokens / "train").glob("*.parquet")), 0
-    for number, path in enumerate(paths):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                rows = as_rows(file.read_row_group(group, columns=["input_ids"])["input_ids"], path)
-                yield first, rows
-                first += len(rows)
-        progress((number + 1) / len(paths))
-
-
 class _Provenance:
     """Reads the sidecar of the training rows, one row at a time."""
 
@@ -154,13 +146,8 @@ class _Provenance:
         self._paths = sorted((tokens / "train-provenance").glob("*.parquet"))
         if not self._paths:
             raise PicoError(f"{tokens} does not tell which documents its rows came from", mend=MEND)
-        self._last_rows = [self._last(path) for path in self._paths]
-
-    @staticmethod
-    def _last(path: Path) -> int:
-        """Returns the last row that a file holds."""
-        metadata = pq.read_metadata(path)
-        return int(metadata.row_group(metadata.num_row_groups - 1).column(0).statistics.max)
+        footers = [pq.read_metadata(path) for path in self._paths]
+        self._last_rows = [own.row_group(own.num_row_groups - 1).column(0).statistics.max for own in footers]
 
     def of_row(self, row: int) -> list[dict[str, Any]]:
         """Returns the segments of a row, in its order."""

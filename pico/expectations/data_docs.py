@@ -31,7 +31,6 @@ def write_data_docs(suites: Mapping[str, Entries], folder: Path, *, title: str) 
 
 
 def _document(name: str, entries: Entries) -> Any:
-    """The library's page of a suite."""
     from great_expectations.core import ExpectationSuiteValidationResult
     from great_expectations.render.renderer import ValidationResultsPageRenderer
 
@@ -68,7 +67,6 @@ def _escaped(found: Any) -> Any:
 
 
 def _view() -> Any:
-    """The library's view, with our frame in place of its own."""
     from great_expectations.render.view import DefaultJinjaPageView
     from jinja2 import ChoiceLoader, FileSystemLoader
     from markupsafe import Markup
@@ -81,7 +79,6 @@ def _view() -> Any:
 
 
 def _said(value: Any) -> str:
-    """A value of a result as text."""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if isinstance(value, list):

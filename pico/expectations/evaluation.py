@@ -176,7 +176,6 @@ def _sqlite_type(kind: pa.DataType) -> str:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """The values of a column as sqlite3 takes them."""
     values = column.to_pylist()
     if pa.types.is_nested(column.type):
         return [None if value is None else canonical_json(value) for value in values]

@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,10 +33,12 @@ KEYS = {
 }
 """Table -> the folder that it is about, and the columns that name a row of it."""
 MOST_BYTES = 2**20
-SQL = {"unexpected_rows_expectation", "expect_query_results_to_match_comparison"}
-"""Expectations that hold a query."""
-ELSEWHERE = {"expect_table_row_count_to_equal_other_table"}
-"""Expectations about another table."""
+REFUSED = {
+    "unexpected_rows_expectation": "holds SQL",
+    "expect_query_results_to_match_comparison": "holds SQL",
+    "expect_table_row_count_to_equal_other_table": "is about another table",
+}
+"""Expectations that are not run, and why."""
 OURS = {"batch_id", "result_format", "catch_exceptions"}
 """Arguments that this project sets."""
 
@@ -80,7 +83,11 @@ class UserSuite:
 
     def mentions(self, column: str) -> bool:
         """Tells whether an expectation names a column."""
-        return any(column in re.findall(r"\w+", text) for one in self.expectations for text in _strings(_kwargs(one)))
+        return any(
+            column in re.findall(r"\w+", text)
+            for one in self.expectations
+            for text in _strings(dict(one.configuration.kwargs))
+        )
 
 
 def read_suites(settings: Sequence[ExpectationSuite], on: Sequence[str]) -> list[UserSuite]:
@@ -121,14 +128,13 @@ def check_table(
     suites = read_suites(settings, (on,))
     if not suites:
         return
-    with tempfile.TemporaryDirectory(prefix="suites-") as folder:
-        tables = Tables(Path(folder) / "tables.sqlite")
-        try:
-            for part in parts:
-                tables.append(on, part)
-            answers = evaluate_suites(tables, suites, {on: on})
-        finally:
-            tables.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="suites-") as folder,
+        closing(Tables(Path(folder) / "tables.sqlite")) as tables,
+    ):
+        for part in parts:
+            tables.append(on, part)
+        answers = evaluate_suites(tables, suites, {on: on})
     write_data_docs(answers, pages, title=f"Expectations on {on}{about and f' of {about}'}")
     failed = [result for page in answers.values() for _, result in page if not result["passed"]]
     if failed:
@@ -151,7 +157,6 @@ def _read(setting: ExpectationSuite) -> UserSuite:
 
 
 def _parse(path: Path) -> Any:
-    """The content of a JSON or YAML file, as plain values."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
     from ruamel.yaml.events import AliasEvent
@@ -174,14 +179,12 @@ def _parse(path: Path) -> Any:
 
 
 def _expectation(entry: _Expectation, file: str, number: int) -> Any:
-    """One expectation of a suite, as an object of the library."""
     from great_expectations.compatibility import pydantic
     from great_expectations.exceptions import GreatExpectationsError
 
     kind, kwargs, types, at = entry.type, entry.kwargs, _types(), ("expectations", number)
-    if kind in SQL or kind in ELSEWHERE:
-        what = "holds SQL" if kind in SQL else "is about another table"
-        raise _wrong(f"{kind} {what}, which is not run", file, *at, "type")
+    if kind in REFUSED:
+        raise _wrong(f"{kind} {REFUSED[kind]}, which is not run", file, *at, "type")
     if kind not in types:
         near = get_close_matches(kind, types, 1)
         raise _wrong(f"{kind!r} is no expectation of Great Expectations" + (f"; {near[0]} is" if near else ""), file,
@@ -199,7 +202,6 @@ def _expectation(entry: _Expectation, file: str, number: int) -> Any:
 
 
 def _types() -> dict[str, Any]:
-    """The library's own expectations by their names in suites."""
     from great_expectations.expectations import core
     from great_expectations.util import camel_to_snake
 
@@ -220,7 +222,7 @@ def _evaluate(tables: Tables, suite: UserSuite, table: str) -> list[tuple[Any, d
                 where=f"{suite.file}: expectations.{number}",
                 mend=f"the columns of {suite.on} are {', '.join(tables.columns(table))}; see docs/gates.md",
             )
-        kwargs = _kwargs(expectation)
+        kwargs = dict(expectation.configuration.kwargs)
         column = kwargs.pop("column", "")
         failures = found.result.get("unexpected_count", 0 if found.success else 1)
         words = expectation.expectation_type.removeprefix("expect_").replace("_", " ")
@@ -240,18 +242,12 @@ def _evaluate(tables: Tables, suite: UserSuite, table: str) -> list[tuple[Any, d
     return entries
 
 
-def _kwargs(expectation: Any) -> dict[str, Any]:
-    """The arguments that a suite gives an expectation."""
-    return dict(expectation.configuration.kwargs)
-
-
 def _wrong(what: str, file: str, *key: str | int) -> PicoError:
     return PicoError(what, where=f"{file}: {'.'.join(map(str, key))}",
                      mend="correct the suite; docs/gates.md says what one may hold")  # fmt: skip
 
 
 def _strings(value: Any) -> Iterable[str]:
-    """Every text in a nested value, keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

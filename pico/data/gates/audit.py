@@ -26,7 +26,7 @@ from pico.data.gates.contamination import read_benchmarks
 from pico.data.gates.documents import Documents, RowGroup
 from pico.data.gates.duplicates import Members, Reference, exact_duplicates, minhash, near_duplicate_pairs
 from pico.data.gates.ngrams import SHORTEST, Index, Words, normalized_words
-from pico.data.gates.profiles import LENGTH_BINS, character_counts, length_histogram, measure_documents
+from pico.data.gates.profiles import character_counts, length_histogram, measure_documents
 from pico.data.tokens.documents import Use
 from pico.data.tokens.hashing import is_low
 from pico.expectations.evaluation import SHOWN, Tables
@@ -50,7 +50,6 @@ class Audit:
     """Facts that gates and the data page need, beside the tables `documents` and `heldout`."""
 
     domains: pd.DataFrame
-    """One row a domain."""
     benchmarks: pd.DataFrame
     duplicates: tuple[int, list[dict[str, Any]]]
     """The number of used documents that equal an earlier one, and the first of them."""
@@ -79,7 +78,6 @@ class Gathered:
     rows: np.ndarray
     """Documents that others are compared with: int64, rows of the group."""
     signatures: np.ndarray
-    """Their MinHash signatures."""
     runs: np.ndarray
     """Hashes of held-out runs, uint64."""
     owners: np.ndarray
@@ -143,7 +141,7 @@ def audit(
         drawn = sorted([*beginnings.get(domain, []), *result.beginnings], key=lambda one: (sampling_key(one[0]), one))
         beginnings[domain] = drawn[:SAMPLED]
         tables.append("documents", result.table, first=groups[number].place + 1)
-        measured[number] = _copied(replace(result, table=None, beginnings=[]))  # texts are the bulk of it
+        measured[number] = deepcopy(replace(result, table=None, beginnings=[]))  # texts are the bulk of it
         progress(0.4 + 0.5 * done / len(groups))
 
     documents = Documents(groups)
@@ -263,7 +261,9 @@ def _gather_all(groups: Sequence[RowGroup], plan: Plan, progress: Progress) -> t
     gathered: list[Any] = [None] * len(groups)
     modulus, held = 1, 0
     for done, (number, part) in enumerate(spread(release, [(gather, group, plan) for group in groups]), start=1):
-        gathered[number] = _copied(_thinned(part, modulus))
+        # Arrays that Ray gives lie in its store, and one keeps there all that came with it: half a GB of texts, at ten
+        # GB of text.
+        gathered[number] = deepcopy(_thinned(part, modulus))
         held += len(gathered[number].runs)
         while held > HELDOUT_RUNS:
             modulus *= 2
@@ -271,12 +271,6 @@ def _gather_all(groups: Sequence[RowGroup], plan: Plan, progress: Progress) -> t
             held = sum(len(part.runs) for part in gathered if part)
         progress(done / len(groups))
     return gathered, modulus
-
-
-def _copied(result: Any) -> Any:
-    """Returns the same in memory of its own. Arrays that Ray gives lie in its store, and one keeps there all that came
-    with it: half a GB of texts, at ten GB of text."""
-    return deepcopy(result)
 
 
 def _thinned(part: Gathered, modulus: int) -> Gathered:
@@ -351,13 +345,9 @@ def _profiles(groups: Sequence[RowGroup], measured: Sequence[Measured]) -> dict[
     """Returns, by domain, `words`, `bytes`, `lengths` (histogram) and `characters` (counts by class, all last)."""
     found: dict[str, dict[str, Any]] = {}
     for group, part in zip(groups, measured, strict=True):
-        entry = found.setdefault(
-            group.domain, {"words": 0, "bytes": 0, "lengths": np.zeros(LENGTH_BINS, np.int64), "characters": 0}
-        )
-        entry["words"] += part.words
-        entry["bytes"] += part.bytes
-        entry["lengths"] = entry["lengths"] + part.lengths
-        entry["characters"] = entry["characters"] + part.characters
+        entry = found.setdefault(group.domain, dict.fromkeys(("words", "bytes", "lengths", "characters"), 0))
+        for name in entry:
+            entry[name] = entry[name] + getattr(part, name)
     return {
         domain: entry | {"lengths": entry["lengths"].tolist(), "characters": entry["characters"].tolist()}
         for domain, entry in sorted(found.items())

@@ -11,11 +11,7 @@ from pico.config import Gates
 
 DOCUMENTS, TOKENS, SHARDS, ROWS = "data/documents", "data/tokens", "data/tokens/train", "data/tokens/heldout"
 """The folders that gates are about."""
-BETWEEN, NOT_NULL, IN_SET = (
-    "ExpectColumnValuesToBeBetween",
-    "ExpectColumnValuesToNotBeNull",
-    "ExpectColumnValuesToBeInSet",
-)
+IN_SET = "ExpectColumnValuesToBeInSet"
 
 
 @dataclass(frozen=True)
@@ -25,13 +21,11 @@ class Gate:
     name: str
     """The suite and the rule: `documents.length`."""
     rule: str
-    """The rule in words."""
     where: str
     """The folder that it is about."""
     expectation: str
     """The class in great_expectations.expectations."""
     arguments: dict[str, Any]
-    """Its arguments."""
     limit: Any
     param: str = ""
     """The setting that sets the limit; empty where the format does."""
@@ -40,7 +34,6 @@ class Gate:
 
     @property
     def column(self) -> str:
-        """The column that it is about."""
         return self.arguments["column"]
 
 
@@ -50,14 +43,8 @@ def between(
     """Returns a gate that every value of a column lies between limits, either of which may be None."""
     limit = low if high is None or low == high else high if low is None else [low, high]
     shows = shows or ("min" if high is None else "max" if low is None else "range")
-    return Gate(
-        name, rule, where, BETWEEN, {"column": column, "min_value": low, "max_value": high}, limit, param, shows
-    )
-
-
-def not_null(name: str, rule: str, column: str, *, where: str) -> Gate:
-    """Returns a gate that no value of a column is missing."""
-    return Gate(name, rule, where, NOT_NULL, {"column": column}, 0)
+    arguments = {"column": column, "min_value": low, "max_value": high}
+    return Gate(name, rule, where, "ExpectColumnValuesToBeBetween", arguments, limit, param, shows)
 
 
 def only(name: str, rule: str, column: str, value: Any, *, where: str) -> Gate:
@@ -103,8 +90,8 @@ def single_documents(params: Gates) -> list[Gate]:
     """Returns the gates about each document; those on length and characters are about the documents that are used."""
     lacks = (("id", "id"), ("source", "source"), ("domain", "domain"), ("text_bytes", "text"))
     return [
-        *(not_null("documents.nulls", f"no document lacks its {what}", column, where=DOCUMENTS)
-          for column, what in lacks),
+        *(Gate("documents.nulls", f"no document lacks its {what}", DOCUMENTS, "ExpectColumnValuesToNotBeNull",
+               {"column": column}, 0) for column, what in lacks),
         only("documents.identity", "every id is the sha256 of its text, or of its token ids", "id_is_hash", True,
              where=DOCUMENTS),
         between("documents.length", "bytes of the shortest document that is used", "bytes", params.min_document_bytes,

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,10 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Question:
-    """The gates of one table."""
+    """The gates of one table, whose rows the columns `keys` name."""
 
     table: str
     keys: list[str]
-    """The columns that name a row."""
     gates: list[Gate]
     details: dict[str, Details]
     """Gate -> what stands behind a named row."""
@@ -164,21 +164,21 @@ def check(
     by default the system's.
     """
     suites = read_suites(gates.suites, ("documents", "tokens", "benchmarks"))
-    with tempfile.TemporaryDirectory(prefix="audit-", dir=scratch) as folder:
-        tables = Tables(Path(folder) / "tables.sqlite")
-        try:
-            return _check(documents, tokens, benchmarks, gates, packing, vocab_size, tables, suites, progress)
-        finally:
-            tables.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="audit-", dir=scratch) as folder,
+        closing(Tables(Path(folder) / "tables.sqlite")) as tables,
+    ):
+        return _check(documents, tokens, benchmarks, gates, packing, vocab_size, tables, suites, progress)
 
 
 def _check(
     documents: Path, tokens: Path, benchmarks: Path, gates: Gates, packing: Packing, vocab_size: int, tables: Tables,
     suites: Sequence[UserSuite], progress: Progress,
 ) -> Checked:  # fmt: skip
-    of_rows = any("row_tokens" in entry for entry in read_json(documents / "sources.json"))
+    sources = read_json(documents / "sources.json")
+    of_rows = any("row_tokens" in entry for entry in sources)
     asked = _Check(tables, of_rows)
-    named = [documents / f"{entry['name']}.parquet" for entry in read_json(documents / "sources.json")]
+    named = [documents / f"{entry['name']}.parquet" for entry in sources]
     formed = True
     for name, files, root, rules in (
         ("files", named, documents, catalogue.ROW_FILES if of_rows else catalogue.DOCUMENT_FILES),
@@ -240,7 +240,6 @@ def _check(
 
 
 def _refused(asked: _Check) -> Checked:
-    """Decides what can be asked of data that cannot be measured."""
     checked = asked.decide()
     if checked.passed:
         raise RuntimeError("Great Expectations passed data that cannot be measured: please report this")
@@ -286,16 +285,10 @@ def _token_domains(counts: dict[str, int], provenance: dict[str, Any], heldout: 
     counted = provenance["domains"]
     total = sum(entry["train_tokens"] for entry in counted.values())
     rows = heldout.groupby("domain").size()
-    return pd.DataFrame(
-        [
-            {
-                "domain": domain,
-                "train_fraction": counted.get(domain, {}).get("train_tokens", 0) / max(total, 1),
-                "heldout_rows": int(rows.get(domain, 0)),
-            }
-            for domain in sorted({*counted, *counts})
-        ]
-    )
+    domains = sorted({*counted, *counts})
+    shares = [counted.get(domain, {}).get("train_tokens", 0) / max(total, 1) for domain in domains]
+    heldout_rows = [int(rows.get(domain, 0)) for domain in domains]
+    return pd.DataFrame({"domain": domains, "train_fraction": shares, "heldout_rows": heldout_rows})
 
 
 def _profile(found: Audit, tokens: Path) -> dict[str, Any]:
@@ -339,15 +332,6 @@ def _profile(found: Audit, tokens: Path) -> dict[str, Any]:
 
 
 def _result(gate: Gate, observed: Any, passed: bool | None, failures: int, examples: list[dict]) -> dict[str, Any]:
-    return {
-        "gate": gate.name,
-        "rule": gate.rule,
-        "where": gate.where,
-        "expectation": gate.expectation,
-        "observed": observed,
-        "limit": gate.limit,
-        "param": gate.param,
-        "passed": passed,
-        "failures": failures,
-        "examples": examples[:SHOWN],
-    }
+    about = {key: getattr(gate, key) for key in ("rule", "where", "expectation", "limit", "param")}
+    found = {"observed": observed, "passed": passed, "failures": failures, "examples": examples[:SHOWN]}
+    return {"gate": gate.name, **about, **found}

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pico.data.gates.ngrams import Index, normalized_words, whole
+from pico.data.tokens.documents import read_groups
 from pico.errors import PicoError
 
+MEND = "run: dvc repro fetch_benchmarks"
 SHOWN = 100
 """Characters of an example's text that are shown."""
 
@@ -78,29 +79,24 @@ def read_benchmarks(folder: Path, n: int) -> Benchmarks:
     """Reads the runs of `n` words of everything below `data/benchmarks/`. Raises PicoError where there is none."""
     paths = sorted(folder.glob("*/*.parquet"))
     if not paths:
-        raise PicoError(f"{folder} holds no benchmarks", mend="run: dvc repro fetch_benchmarks")
+        raise PicoError(f"{folder} holds no benchmarks", mend=MEND)
     names, sizes, examples, starts, hashes, texts = [], [], [], [], [], []  # type: ignore[var-annotated]
     for number, path in enumerate(paths):
         names.append(f"{path.parent.name}/{path.stem}")
         example = 0
-        for table in _tables(path):
+        for table in read_groups(path, MEND):
             own = [(example + row, text) for row, values in enumerate(table.to_pylist()) for text in strings(values)]
             example += table.num_rows
             words = normalized_words(pa.array([text for _, text in own], pa.string()))
-            for found, owners in (*((h, o) for _, h, o in words.runs([n])), whole(words, n)):
+            for found, own_texts in (*((h, o) for _, h, o in words.runs([n])), whole(words, n)):
                 hashes.append(found)
-                texts.append(owners + len(starts))
+                texts.append(own_texts + len(starts))
             examples += [(number, row) for row, _ in own]
             starts += [text[:SHOWN] for _, text in own]
         sizes.append(example)
-    return Benchmarks(
-        names,
-        sizes,
-        np.concatenate([np.zeros(0, np.uint64), *hashes]),
-        np.concatenate([np.zeros(0, np.int64), *texts]),
-        np.array(examples, np.int64).reshape(-1, 2),
-        starts,
-    )
+    runs = np.concatenate([np.zeros(0, np.uint64), *hashes])
+    owners = np.concatenate([np.zeros(0, np.int64), *texts])
+    return Benchmarks(names, sizes, runs, owners, np.array(examples, np.int64).reshape(-1, 2), starts)
 
 
 def examples_of(folder: Path) -> Iterator[pa.Table]:
@@ -108,7 +104,7 @@ def examples_of(folder: Path) -> Iterator[pa.Table]:
     (`task/split`), `example`, `texts` (their number), `bytes` and `text` (all texts, a line each)."""
     for path in sorted(folder.glob("*/*.parquet")):
         first = 0
-        for table in _tables(path):
+        for table in read_groups(path, MEND):
             texts = [list(strings(values)) for values in table.to_pylist()]
             columns = {
                 "benchmark": [f"{path.parent.name}/{path.stem}"] * len(texts),
@@ -128,13 +124,3 @@ def strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from strings(inner)
-
-
-def _tables(path: Path) -> Iterator[pa.Table]:
-    try:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}",
-                        mend="run: dvc repro fetch_benchmarks") from error  # fmt: skip

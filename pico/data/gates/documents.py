@@ -4,7 +4,7 @@
 published, and the counts in provenance.json; gates on data of which these disagree would say nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.data.tokens.documents import DROPPED, Use, read_uses
+from pico.data.tokens.documents import DROPPED, Use, parquet_named, read_groups, read_uses
 from pico.data.tokens.tokenizer import TokenBytes, load_tokenizer, spelled, tokenizer_meta
 from pico.errors import PicoError
 from pico.files import read_json
@@ -77,8 +77,6 @@ class RowGroup:
 
 
 class Documents:
-    """Names documents by source, row and id."""
-
     def __init__(self, groups: Sequence[RowGroup]) -> None:
         self.groups = groups
         self._ids = lru_cache(maxsize=4)(lambda number: groups[number].read(["id"])["id"])
@@ -103,8 +101,7 @@ def row_groups(documents: Path, tokens: Path) -> list[RowGroup]:
         if sizes:
             _check_sizes(tokens / "documents" / path.name, sizes)
         for group, size in enumerate(sizes):
-            uses = read_uses(tokens, name, group)
-            of_ids = "row_tokens" in entry
+            uses, of_ids = read_uses(tokens, name, group), "row_tokens" in entry
             groups.append(RowGroup(len(groups), name, entry["domain"], path, group, first, place, uses, tokens, of_ids))
             first, place = first + size, place + size
     _check_provenance(groups, tokens)
@@ -122,11 +119,8 @@ def domain_counts(documents: Path) -> dict[str, int]:
 
 
 def _check_sizes(path: Path, sizes: list[int]) -> None:
-    """Checks that a table of uses has row groups of these sizes."""
-    try:
+    with parquet_named(path, MEND):
         footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend=MEND) from error
     found = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     if found != sizes:
         raise PicoError(
@@ -139,13 +133,11 @@ def _check_sizes(path: Path, sizes: list[int]) -> None:
 def _check_provenance(groups: Sequence[RowGroup], tokens: Path) -> None:
     """Checks that the documents that rows are made of are those whose use says so."""
     for kind, use in (("train-provenance", Use.TRAIN), ("heldout-provenance", Use.HELDOUT)):
-        named = {group.source: np.zeros(0, bool) for group in groups}
-        for group in groups:
-            named[group.source] = np.zeros(group.first + len(group.uses), bool)
+        # The last group of a source tells its size.
+        named = {group.source: np.zeros(group.first + len(group.uses), bool) for group in groups}
         for path in sorted((tokens / kind).glob("*.parquet")):
-            for batch in _batches(path, ["source", "document_row"]):
-                sources = batch.column("source").to_numpy(zero_copy_only=False)
-                rows = batch.column("document_row").to_numpy(zero_copy_only=False)
+            for part in read_groups(path, MEND, ["source", "document_row"]):
+                sources, rows = part["source"].to_numpy(), part["document_row"].to_numpy()
                 for source in set(sources):
                     own = rows[sources == source]
                     if source not in named or own.max() >= len(named[source]):
@@ -162,12 +154,10 @@ def _check_provenance(groups: Sequence[RowGroup], tokens: Path) -> None:
 
 
 def _check_counts(groups: Sequence[RowGroup], tokens: Path) -> None:
-    """Checks the uses of each domain against provenance.json."""
     path = tokens / "provenance.json"
     counts: dict[str, np.ndarray] = {}
     for group in groups:
-        found = np.bincount(group.uses, minlength=len(Use))
-        counts[group.domain] = counts.get(group.domain, 0) + found
+        counts[group.domain] = counts.get(group.domain, 0) + np.bincount(group.uses, minlength=len(Use))
     for domain, own in counts.items():
         entry = read_json(path)["domains"].get(domain, {})
         expected = {
@@ -187,18 +177,9 @@ def _check_counts(groups: Sequence[RowGroup], tokens: Path) -> None:
                 )
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from pq.ParquetFile(path).iter_batches(columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend=MEND) from error
-
-
 def _read(path: Path, group: int, columns: Sequence[str], mend: str) -> pa.Table:
-    try:
+    with parquet_named(path, mend):
         return pq.ParquetFile(path).read_row_group(group, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend=mend) from error
 
 
 def _decoded(table: pa.Table, tokenizer: Path) -> pa.Table:

@@ -6,7 +6,6 @@ unbiased estimate of the Jaccard similarity with a standard error of sqrt(J (1 -
 a pair of similarity 0.8 once in 14,000 times.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from pico.data.gates.documents import Documents, RowGroup
-from pico.data.gates.ngrams import Words
+from pico.data.gates.ngrams import Words, load_arrays, save_arrays, word_hashes
+from pico.data.tokens import hashing
 from pico.data.tokens.documents import Use
 from pico.spread import spread
 
@@ -39,17 +39,12 @@ PAIR = [
 
 def minhash(words: Words) -> np.ndarray:
     """Returns the MinHash signature of each text: uint32 (texts, PERMUTATIONS). A text without a shingle has zeros."""
-    import rensa
-
     found = np.zeros((len(words.counts), PERMUTATIONS), np.uint32)
     for first, part in words.parts():
         _, shingles, owners = next(part.runs([SHINGLE]))
         counts = np.bincount(owners, minlength=len(part.counts))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, PERMUTATIONS, SEED)
-        own = np.array(matrix.to_rows(), np.uint32)
-        own[counts == 0] = 0
-        found[first : first + len(counts)] = own
+        own = hashing.minhash(shingles, counts, PERMUTATIONS, SEED)
+        found[first : first + len(counts)] = np.where(counts[:, None] > 0, own, 0)
     return found
 
 
@@ -64,7 +59,7 @@ class Reference:
     @classmethod
     def of(cls, members: np.ndarray) -> "Reference":
         """Makes one from signatures. Of a bucket with more than MOST members, the first are compared."""
-        keys = _band_keys(members)
+        keys = hashing.band_keys(members, BANDS, BAND_ROWS)
         order = np.empty(keys.shape, np.int32)
         for band, own in enumerate(keys):
             order[band] = np.argsort(own, kind="stable")
@@ -75,35 +70,33 @@ class Reference:
         """Returns (place in `others`, member, estimated similarity) of all pairs at least so similar, sorted."""
         found = [np.zeros((0, 2), np.int64)]
         without = ~others.any(axis=1)
-        for keys, own, order in zip(_band_keys(others), self._keys, self._order, strict=True):
+        bands = hashing.band_keys(others, BANDS, BAND_ROWS)
+        for keys, own, order in zip(bands, self._keys, self._order, strict=True):
             first = np.searchsorted(own, keys, side="left")
             count = np.minimum(np.searchsorted(own, keys, side="right") - first, MOST)
             count[without] = 0
             which = np.repeat(np.arange(len(others)), count)
             place = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
             candidates = np.stack([which, order[place]], axis=1)
-            for start in range(0, len(candidates), CANDIDATES):
-                part = candidates[start : start + CANDIDATES]
-                alike = (others[part[:, 0]] == self.members[part[:, 1]]).mean(axis=1)
-                found.append(part[alike >= similarity])
+            found.append(candidates[self._similarity(others, candidates) >= similarity])
         pairs = np.unique(np.concatenate(found), axis=0)
+        return pairs[:, 0], pairs[:, 1], self._similarity(others, pairs)
+
+    def _similarity(self, others: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         alike = np.zeros(len(pairs))
         for start in range(0, len(pairs), CANDIDATES):
             part = pairs[start : start + CANDIDATES]
             alike[start : start + CANDIDATES] = (others[part[:, 0]] == self.members[part[:, 1]]).mean(axis=1)
-        return pairs[:, 0], pairs[:, 1], alike
+        return alike
 
     def save(self, folder: Path) -> None:
         """Writes it to a folder, from where processes map it into memory."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in (("members", self.members), ("keys", self._keys), ("order", self._order)):
-            np.save(folder / f"{name}.npy", array)
+        save_arrays(folder, members=self.members, keys=self._keys, order=self._order)
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
         """Opens what `save` wrote; the pages are read as they are needed."""
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("members", "keys", "order")]
-        return cls(*map(np.asarray, arrays))  # a memmap is slow to index
+        return cls(*load_arrays(folder, "members", "keys", "order"))
 
 
 class Members:
@@ -189,16 +182,6 @@ def _used_ids(group: RowGroup, part: int, parts: int) -> tuple[np.ndarray, np.nd
     """Returns hashes of the ids of the used documents, of those that fall to this part (uint64), and their rows."""
     used = group.used()
     ids = group.read(["id"])["id"].take(pa.array(used)).to_pylist()
-    digests = b"".join(hashlib.blake2b(str(identity).encode(), digest_size=8).digest() for identity in ids)
-    hashes = np.frombuffer(digests, "<u8").astype(np.uint64)
+    hashes = word_hashes(map(str, ids))
     own = hashes % np.uint64(parts) == part
     return hashes[own], used[own]
-
-
-def _band_keys(found: np.ndarray) -> np.ndarray:
-    """Returns one uint64 a band and document, equal where the band's values are: (BANDS, documents)."""
-    keys = np.zeros((BANDS, len(found)), np.uint64)
-    for band in range(BANDS):
-        for column in range(band * BAND_ROWS, (band + 1) * BAND_ROWS):
-            keys[band] = (keys[band] ^ found[:, column]) * np.uint64(0x100000001B3)  # as FNV-1a, by value
-    return keys

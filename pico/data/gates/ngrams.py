@@ -6,7 +6,7 @@ word), after NFKC. Languages written without spaces have few words in this sense
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pico.data.tokens.encoding import spans
+from pico.data.tokens.hashing import MULTIPLIER
+
 SHORTEST = 8
 """Words of the shortest run that is looked for, as for GPT-3: shorter ones are common phrases."""
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 PART, PART_TEXTS = 2**18, 2**12
 """Words and texts that are worked on at a time."""
 SPLIT = 2**21
@@ -36,13 +38,11 @@ class Words:
 
     def parts(self) -> Iterator[tuple[int, "Words"]]:
         """Yields (the number of its first text, about PART words) one after another: what is made of runs is large."""
-        ends = np.cumsum(self.counts)
-        first = 0
-        while first < len(ends):
-            start = int(ends[first] - self.counts[first])
-            last = max(first + 1, min(first + PART_TEXTS, int(np.searchsorted(ends, start + PART, side="right"))))
-            yield first, Words(self.hashes[start : ends[last - 1]], self.counts[first:last])
-            first = last
+        start = 0
+        for first, last in spans(self.counts, PART, PART_TEXTS):
+            end = start + int(self.counts[first:last].sum())
+            yield first, Words(self.hashes[start:end], self.counts[first:last])
+            start = end
 
     def runs(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields (n, hashes of all runs of n words uint64, the text that each lies in int64), for each n of `lengths`.
@@ -65,14 +65,8 @@ def normalized_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Returns the normalised words of texts; a null has none."""
     texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     texts = pc.fill_null(texts, "").cast(pa.large_string())
-    sizes = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
-    parts: list[Words] = []
-    first = 0
-    while first < len(texts):
-        before = sizes[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(sizes, before + SPLIT, side="right")))
-        parts.append(_split(texts[first:last]))
-        first = last
+    sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    parts = [_split(texts[first:last]) for first, last in spans(sizes, SPLIT)]
     return Words(
         np.concatenate([np.zeros(0, np.uint64), *(part.hashes for part in parts)]),
         np.concatenate([np.zeros(0, np.int64), *(part.counts for part in parts)]),
@@ -87,19 +81,17 @@ def _split(text: pa.Array) -> Words:
     empty = pc.equal(text, "").to_numpy(zero_copy_only=False)  # whose split is one empty word
     encoded = split.flatten().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)[~np.repeat(empty, counts)]
-    return Words(_hashes(encoded.dictionary.to_pylist())[codes], np.where(empty, 0, counts))
+    return Words(word_hashes(encoded.dictionary.to_pylist())[codes], np.where(empty, 0, counts))
 
 
 def whole(words: Words, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the runs that are a whole text of SHORTEST to `longest` - 1 words: hashes, and the text of each."""
-    pairs = [
-        (hashes[words.counts[owners] == n], owners[words.counts[owners] == n])
-        for n, hashes, owners in words.runs(range(SHORTEST, longest))
-    ]
-    return (
-        np.concatenate([np.zeros(0, np.uint64), *(hashes for hashes, _ in pairs)]),
-        np.concatenate([np.zeros(0, np.int64), *(owners for _, owners in pairs)]),
-    )
+    found, texts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for n, hashes, owners in words.runs(range(SHORTEST, longest)):
+        own = words.counts[owners] == n
+        found.append(hashes[own])
+        texts.append(owners[own])
+    return np.concatenate(found), np.concatenate(texts)
 
 
 class Index:
@@ -134,18 +126,28 @@ class Index:
 
     def save(self, folder: Path) -> None:
         """Writes it to a folder, from where processes map it into memory."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "hashes.npy", self.hashes)
-        np.save(folder / "slots.npy", self._slots)
+        save_arrays(folder, hashes=self.hashes, slots=self._slots)
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
         """Opens what `save` wrote; the pages are read as they are needed."""
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "slots")]
-        return cls(*map(np.asarray, arrays))  # a memmap is slow to index
+        return cls(*load_arrays(folder, "hashes", "slots"))
 
 
-def _hashes(words: Sequence[str]) -> np.ndarray:
+def save_arrays(folder: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays to a folder, from where processes map them into memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def load_arrays(folder: Path, *names: str) -> list[np.ndarray]:
+    """Opens what `save_arrays` wrote; the pages are read as they are needed."""
+    # A memmap is slow to index.
+    return [np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names]
+
+
+def word_hashes(words: Iterable[str]) -> np.ndarray:
     """Returns the first eight bytes of each word's BLAKE2b: uint64."""
     digests = b"".join(hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
     return np.frombuffer(digests, "<u8").astype(np.uint64)

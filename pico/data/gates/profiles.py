@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pico.data.tokens.documents import LABELS, Use
+from pico.data.tokens.documents import LABELS, Use, read_groups
 from pico.data.tokens.tokenizer import load_tokenizer, target_bytes, token_bytes, tokenizer_meta
-from pico.errors import PicoError
 
 CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}\x{fffd}]"
 """Control characters other than tab, line feed and carriage return; and the replacement character (RE2 syntax)."""
@@ -145,7 +144,7 @@ def measure_shard(path: Path, file: str, eos: int, rows: frozenset[bytes], docum
     parts: list[pd.DataFrame] = []
     known_rows: set[bytes] = set()
     known_documents: set[bytes] = set()
-    for table in _tables(path, ["input_ids"]):
+    for table in read_groups(path, "make it again: dvc repro", ["input_ids"]):
         profile, values, ends = _profile(table["input_ids"], eos)
         parts.append(profile)
         known_rows.update(own for row in np.split(values, ends[:-1]) if (own := row.tobytes()) in rows)
@@ -183,9 +182,8 @@ def measure_heldout_rows(tokens: Path) -> Heldout:
             known_documents.setdefault(document, []).append(done + number)
         frames.append(profile)
         done += len(rows)
-    frame = (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*ROW_COLUMNS, "domain", "bytes_off"])
-    )
+    columns = [*ROW_COLUMNS, "domain", "bytes_off"]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     frame["in_training"], frame["documents_in_training"] = False, 0
     return Heldout(frame, known_rows, known_documents)
 
@@ -201,16 +199,6 @@ def mark_seen(heldout: Heldout, found: Sequence[Shard]) -> pd.DataFrame:
     return table
 
 
-def _tables(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """Yields the row groups of a Parquet file."""
-    try:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend="make it again: dvc repro") from error
-
-
 def _profile(column: pa.ChunkedArray, eos: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Statistics of lists of ids, all ids one after another (int32), and where each list ends."""
     lists = column.combine_chunks()
@@ -219,14 +207,14 @@ def _profile(column: pa.ChunkedArray, eos: int) -> tuple[pd.DataFrame, np.ndarra
     ends = np.cumsum(lengths)
     starts = ends - lengths
     filled = lengths > 0
-    lowest, highest = np.full(len(lengths), -1), np.full(len(lengths), -1)
+    count = len(lengths)
+    lowest, highest = np.full(count, -1), np.full(count, -1)
     if filled.any():
         lowest[filled] = np.minimum.reduceat(values, starts[filled])
         highest[filled] = np.maximum.reduceat(values, starts[filled])
     places = np.flatnonzero(values == eos)
     owner = np.searchsorted(ends, places, side="right")
     twice = (np.diff(places) == 1) & (owner[1:] == owner[:-1])
-    count = len(lengths)
     frame = pd.DataFrame(
         {
             "length": lengths,
@@ -249,5 +237,5 @@ def _whole_documents(values: np.ndarray, ends: np.ndarray, eos: int) -> Iterator
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """`list<int32>` whatever the elements are called."""
+    # `list<int32>` whatever the elements are called
     return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)

@@ -82,11 +82,16 @@ def find_blocks(documents: Path) -> list[Block]:
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(entry["name"], path, error) from error
         for group, rows in enumerate(sizes):
-            blocks.append(
-                Block(len(blocks), source, entry["name"], entry["domain"], path, group, first, first_row, rows)
-            )
+            place = len(blocks), source, entry["name"], entry["domain"], path, group, first, first_row, rows
+            blocks.append(Block(*place))
             first, first_row = first + rows, first_row + rows
     return blocks
+
+
+def by_domain(blocks: Sequence[Block]) -> dict[str, list[Block]]:
+    """Returns the blocks of each domain, in alphabetical order of these."""
+    domains = sorted({block.domain for block in blocks})
+    return {domain: [block for block in blocks if block.domain == domain] for domain in domains}
 
 
 def block_numbers(blocks: Sequence[Block], documents: np.ndarray) -> np.ndarray:

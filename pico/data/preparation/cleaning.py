@@ -118,7 +118,7 @@ def count_characters(texts: Sequence[str]) -> tuple[np.ndarray, ...]:
             found = kinds[np.frombuffer(text[start : start + PROFILED].encode("utf-32-le"), np.uint32)]
             by_kind = np.bincount(found, minlength=8)
             counts[:, number] += by_kind[LETTER], by_kind[CONTROL], len(found) - by_kind[SPACE], len(found)
-    return counts[0], counts[1], counts[2], counts[3]
+    return tuple(counts)
 
 
 @lru_cache(maxsize=1)
@@ -135,8 +135,6 @@ def character_kinds() -> np.ndarray:
             kinds[code] = SPACE
         elif category == "Cc":
             kinds[code] = CONTROL
-    kinds[0x1C:0x20] = CONTROL  # separators of files and records count as white space for Python
-    kinds[0x85] = CONTROL
-    kinds[0x0B:0x0D] = CONTROL
-    kinds[0xFFFD] = CONTROL
+    # Python takes separators of files and records, among others, for white space.
+    kinds[[0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x1F, 0x85, 0xFFFD]] = CONTROL
     return kinds

@@ -21,19 +21,14 @@ from pico.data.preparation.blocks import (
     Store,
     block_numbers,
     block_uses,
+    by_domain,
     halves,
     new_array,
     write_bytes,
     write_table,
 )
 from pico.data.preparation.cleaning import clean, quality
-from pico.data.preparation.near_duplicates import (
-    Clusters,
-    bands_and_rows,
-    buckets,
-    similar_pairs,
-    text_signatures,
-)
+from pico.data.preparation.near_duplicates import Clusters, bands_and_rows, buckets, similar_pairs, text_signatures
 from pico.data.tokens.documents import Use
 from pico.data.tokens.hashing import band_keys, low_hashes
 from pico.errors import PicoError
@@ -80,19 +75,16 @@ def sample_index(store: Store, blocks: Sequence[Block], max_domain_bytes: int | 
 
 
 def index_block(store: Store, block: Block) -> None:
-    """Writes the columns of a block's documents that are sorted by: `doc`, `hi`, `lo`, `n_bytes`.
-
-    `hi` and `lo` are the first and the last eight bytes of the hash.
-    """
+    """Writes the columns of a block's documents that are sorted by."""
     table = block.read(["id", "text"])
-    hi, lo = halves(table["id"].to_pylist())
-    columns = {
-        "doc": np.arange(block.first, block.first + block.rows),
-        "hi": hi,
-        "lo": lo,
-        "n_bytes": pc.binary_length(table["text"]).to_numpy().astype(np.int64),
-    }
-    write_table(store.file("index", block.number), pa.table(columns))
+    write_index(store, block, table["id"], n_bytes=pc.binary_length(table["text"]).to_numpy().astype(np.int64))
+
+
+def write_index(store: Store, block: Block, ids: pa.ChunkedArray, **columns: np.ndarray) -> None:
+    """Writes `doc`, `hi`, `lo` (the first and the last eight bytes of the hash), and the columns that are given."""
+    hi, lo = halves(ids.to_pylist())
+    documents = np.arange(block.first, block.first + block.rows)
+    write_table(store.file("index", block.number), pa.table({"doc": documents, "hi": hi, "lo": lo, **columns}))
 
 
 def clean_blocks(store: Store, blocks: Sequence[Block], sampled: Path, settings: Cleaning, progress: Progress) -> Path:
@@ -216,19 +208,25 @@ def hold_out(store: Store, blocks: Sequence[Block], filtered: Path, fraction: fl
         hashes = _first_hashes(store, blocks, clusters)
         heldout = new_array(folder / "heldout", bool, blocks)
         heldout[: len(hashes)] = low_hashes(hashes, fraction)
-        for domain in sorted({block.domain for block in blocks}):
-            own = [block for block in blocks if block.domain == domain]
+        domains = by_domain(blocks)
+        for domain, own in domains.items():
             lowest, count, any_heldout = _lowest(own, uses, hashes, heldout)
             if count < 2:
-                raise _too_few(domain, count, own)
+                raise PicoError(
+                    f"domain {domain!r} has {count} documents after deduplication, cleaning and sampling; "
+                    "it needs at least 2, one to train on and one to hold out",
+                    where=", ".join(dict.fromkeys(str(block.path) for block in own)),
+                    mend="give it more documents (cut a long one into files), loosen `cleaning`, raise "
+                    "packing.max_domain_bytes, or take it out of corpus.sources",
+                )
             if not any_heldout:
                 for block in blocks:  # the cluster's members in other domains too
                     heldout[block.span] |= hashes[block.span] == lowest
         for block in blocks:
             own_uses = uses[block.span]
             own_uses[heldout[block.span] & (own_uses == Use.TRAIN)] = Use.HELDOUT
-        for domain in sorted({block.domain for block in blocks}):
-            spans = [block.span for block in blocks if block.domain == domain]
+        for domain, own in domains.items():
+            spans = [block.span for block in own]
             if not any((uses[span] == Use.TRAIN).any() for span in spans):
                 count = sum(int((uses[span] == Use.HELDOUT).sum()) for span in spans)
                 raise PicoError(
@@ -265,16 +263,6 @@ def _lowest(own: Sequence[Block], uses: np.ndarray, hashes: np.ndarray, heldout:
             count += int(in_use.sum())
             any_heldout |= bool(heldout[block.span][in_use].any())
     return lowest, count, any_heldout
-
-
-def _too_few(domain: str, count: int, own: Sequence[Block]) -> PicoError:
-    return PicoError(
-        f"domain {domain!r} has {count} documents after deduplication, cleaning and sampling; "
-        "it needs at least 2, one to train on and one to hold out",
-        where=", ".join(dict.fromkeys(str(block.path) for block in own)),
-        mend="give it more documents (cut a long one into files), loosen `cleaning`, raise packing.max_domain_bytes, "
-        "or take it out of corpus.sources",
-    )
 
 
 def repeated_keys(

@@ -13,6 +13,7 @@ import rensa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pico.data.tokens.encoding import spans
 from pico.data.tokens.hashing import MULTIPLIER, minhash, splitmix64
 
 SEED = 1
@@ -42,14 +43,9 @@ def text_signatures(texts: Sequence[str], permutations: int, shingle_words: int)
 
     A text of fewer words is one shingle.
     """
-    parts = [np.zeros((0, permutations), np.uint32)]
-    first, held = 0, 0
-    for number, text in enumerate(texts):
-        held += len(text)
-        if held >= SHINGLED or number == len(texts) - 1:
-            parts.append(_signatures(texts[first : number + 1], permutations, shingle_words))
-            first, held = number + 1, 0
-    return np.concatenate(parts)
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    parts = [_signatures(texts[first:end], permutations, shingle_words) for first, end in spans(sizes, SHINGLED)]
+    return np.concatenate([np.zeros((0, permutations), np.uint32), *parts])
 
 
 def _signatures(texts: Sequence[str], permutations: int, shingle_words: int) -> np.ndarray:

@@ -122,7 +122,8 @@ def pack(
             )
         place = np.arange(rows)
         if packing.shuffle:
-            place[shuffled(rows, packing.seed, 1)] = np.arange(rows)
+            generator = np.random.Generator(np.random.PCG64([packing.seed % 2**64, 1]))
+            place[generator.permutation(rows)] = np.arange(rows)
         cutter = RowCutter(folder, place, row_len, packing.rows_per_shard)
         for batch in store.sorted("order", SEGMENT_COLUMNS, "key, id_0, id_1, id_2, id_3, copy"):
             cutter.add(batch)
@@ -208,11 +209,6 @@ def segments(starts: np.ndarray, lengths: np.ndarray, row_len: int) -> tuple[np.
     begin = np.maximum(starts[document], row * row_len)
     end = np.minimum((starts + lengths)[document], (row + 1) * row_len)
     return document, row, begin - row * row_len, begin - starts[document], end - begin
-
-
-def shuffled(n: int, seed: int, purpose: int) -> np.ndarray:
-    """Returns a permutation of 0 to n - 1, a pure function of its arguments. `purpose` makes shuffles independent."""
-    return np.random.Generator(np.random.PCG64([seed % 2**64, purpose])).permutation(n)
 
 
 def spread_evenly(rows: int, limit: int) -> np.ndarray:

@@ -108,7 +108,6 @@ def _run(
 
 
 def _contents(documents: Path) -> dict[str, str]:
-    """Returns the sha256 of all files of the documents."""
     read_json(documents / "sources.json")  # names it where it is missing
     files = sorted(path for path in documents.rglob("*") if path.is_file())
     return {path.relative_to(documents).as_posix(): sha256_file(path) for path in files}

@@ -9,7 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pico.data.preparation.blocks import Block, Store, as_integers, block_uses, new_array, replacing, write_bytes
+from pico.data.preparation.blocks import (
+    Block,
+    Store,
+    as_integers,
+    block_uses,
+    by_domain,
+    new_array,
+    replacing,
+    write_bytes,
+)
 from pico.data.preparation.packing import copies
 from pico.data.preparation.shards import WRITE, source_spans
 from pico.data.tokens.documents import DROPPED, LABELS, Use
@@ -19,10 +28,7 @@ from pico.files import read_json
 
 def domain_statistics(store: Store, blocks: Sequence[Block], uses: Path) -> dict[str, dict[str, Any]]:
     """Returns the counts of each domain, up to its tokens."""
-    return {
-        domain: _domain_statistics(store, [block for block in blocks if block.domain == domain], uses)
-        for domain in sorted({block.domain for block in blocks})
-    }
+    return {domain: _domain_statistics(store, own, uses) for domain, own in by_domain(blocks).items()}
 
 
 def _domain_statistics(store: Store, own: Sequence[Block], uses: Path) -> dict[str, Any]:

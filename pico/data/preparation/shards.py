@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pico.config import Packing
-from pico.data.preparation.blocks import Block, Progress, Store, replacing, write_bytes
+from pico.data.preparation.blocks import Block, Progress, Store, by_domain, replacing, write_bytes
 from pico.data.preparation.packing import SEGMENT, SEGMENT_COLUMNS, cut, segment_file, spread_evenly
 from pico.data.preparation.tokenization import id_type
 from pico.data.tokens.tokenizer import target_bytes
@@ -58,8 +58,8 @@ def write_shards(
     sources = source_spans(blocks)
     calls = []
     for number in range(count):
-        size = min(packing.rows_per_shard, rows - number * packing.rows_per_shard)
         first = number * packing.rows_per_shard
+        size = min(packing.rows_per_shard, rows - first)
         calls.append((number, out, packed, count, (first, size, packing.seq_len + 1), vocab_size, sources))
     store.map("counts", write_shard, calls, progress)
     counts = np.zeros(vocab_size, np.int64)
@@ -173,9 +173,8 @@ def write_heldout_rows(
     for name in ("heldout", "heldout-provenance", "tinsy"):
         (out / name).mkdir(parents=True, exist_ok=True)
     counts = {}
-    for domain in sorted({block.domain for block in blocks}):
-        own = ",".join(str(source) for source in sorted(sources) if sources[source].domain == domain)
-        where = f"heldout AND source IN ({own})"
+    for domain, own in by_domain(blocks).items():
+        where = f"heldout AND source IN ({','.join(sorted({str(block.source) for block in own}))})"
         order = "id_0, id_1, id_2, id_3, doc"
         total = sum(int(batch["length"].sum()) for batch in store.sorted("tokens", "length", order, where))
         whole = total // row_len
@@ -192,7 +191,6 @@ def write_heldout_rows(
 
 
 def _heldout_segments(store: Store, where: str, order: str, chosen: np.ndarray, row_len: int) -> np.ndarray:
-    """Returns the segments of the chosen rows (ascending) of one domain."""
     parts = [np.empty(0, SEGMENT)]
     stream = 0
     for batch in store.sorted("tokens", SEGMENT_COLUMNS, order, where):

@@ -6,8 +6,8 @@ pieces of documents that were cleaned, deduplicated and cut elsewhere. Rows are 
 their ids; two rows of one document may lie on either side.
 """
 
+import shutil
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pico.config import Packing, Tokenizer
-from pico.data.preparation.blocks import (
-    Block,
-    Progress,
-    Store,
-    block_uses,
-    halves,
-    new_array,
-    write_bytes,
-    write_table,
-)
-from pico.data.preparation.filtering import sample_index
-from pico.data.preparation.tokenization import id_type, write_ids
+from pico.data.preparation.blocks import Block, Progress, Store, block_uses, new_array, write_bytes, write_table
+from pico.data.preparation.filtering import sample_index, write_index
+from pico.data.preparation.tokenization import id_type, loaded, write_ids
 from pico.data.tokens.documents import Use
-from pico.data.tokens.tokenizer import load_tokenizer, token_bytes, tokenizer_meta
+from pico.data.tokens.tokenizer import tokenizer_meta
 from pico.errors import PicoError
 from pico.files import canonical_json, read_json
 
@@ -83,27 +74,19 @@ def sample_rows(
 def index_rows(store: Store, block: Block, row_len: int, tokenizer: Path) -> None:
     """Writes the columns of a block's rows that are sorted by: `doc`, `hi`, `lo`, `n_bytes` (UTF-8 bytes that the ids
     stand for) and `eos` (how many there are)."""
-    sizes, eos = _sizes(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns)
+    encoder, pieces = loaded(tokenizer)
+    sizes = pieces.sizes
     table = block.read(["id", "file", "row", "input_ids"])
     rows = ids_of(table, row_len)
-    wrong = np.argwhere(rows >= len(sizes)) if rows.size else np.zeros((0, 2), np.int64)
-    if len(wrong):
-        row, place = wrong[0].tolist()
+    for row, place in np.argwhere(rows >= len(sizes))[:1].tolist():
         raise PicoError(
             f"source {block.name!r}: {table['file'][row]} row {table['row'][row]} holds id {rows[row, place]}, but the "
             f"tokenizer has {len(sizes)} entries",
             where=f"{block.path} row {block.first_row + row}; params.yaml: tokenizer.vocab_size = {len(sizes)}",
             mend="choose the tokenizer that made these ids, or correct the row",
         )
-    hi, lo = halves(table["id"].to_pylist())
-    columns = {
-        "doc": np.arange(block.first, block.first + block.rows),
-        "hi": hi,
-        "lo": lo,
-        "n_bytes": sizes[rows].sum(axis=1, dtype=np.int64),
-        "eos": (rows == eos).sum(axis=1),
-    }
-    write_table(store.file("index", block.number), pa.table(columns))
+    n_bytes, eos = sizes[rows].sum(axis=1, dtype=np.int64), (rows == encoder.eos_id).sum(axis=1)
+    write_index(store, block, table["id"], n_bytes=n_bytes, eos=eos)
 
 
 def filter_rows(store: Store, blocks: Sequence[Block], sampled: Path, progress: Progress) -> Path:
@@ -111,9 +94,7 @@ def filter_rows(store: Store, blocks: Sequence[Block], sampled: Path, progress: 
     store.map_blocks("cleaned", filter_block, blocks, progress, sampled)
 
     def decide(folder: Path) -> None:
-        uses = new_array(folder / "uses", np.uint8, blocks)
-        uses[:] = np.fromfile(sampled, np.uint8)
-        uses.flush()
+        shutil.copyfile(sampled, folder / "uses")
         new_array(folder / "parents", np.int64, blocks).flush()
 
     return store.once("filtered", decide)
@@ -154,9 +135,3 @@ def copy_block(store: Store, block: Block, uses: Path, row_len: int, vocab_size:
 def ids_of(table: pa.Table, row_len: int) -> np.ndarray:
     """Returns column `input_ids` as int32, (rows, row_len); stage `fetch` made sure that all rows are alike."""
     return table["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, row_len)
-
-
-@lru_cache(maxsize=2)
-def _sizes(tokenizer: Path, written: int) -> tuple[np.ndarray, int]:
-    """Returns bytes of each id, and the id of EOS; loaded once a process."""
-    return token_bytes(load_tokenizer(tokenizer)), tokenizer_meta(tokenizer)["eos_id"]

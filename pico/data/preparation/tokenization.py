@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pico.data.preparation.blocks import Block, Progress, Store, as_integers, block_uses, write_bytes, write_table
 from pico.data.tokens.documents import Use
-from pico.data.tokens.encoding import Encoder
+from pico.data.tokens.encoding import Encoder, spans
 from pico.data.tokens.tokenizer import TokenBytes, load_tokenizer, tokenizer_meta
 from pico.errors import PicoError
 
@@ -31,7 +31,7 @@ def tokenize_block(store: Store, block: Block, uses: Path, tokenizer: Path) -> N
     table = pq.read_table(path, columns=["doc", "row", "id", "n_bytes", "text"])
     use = block_uses(uses, block)[table["doc"].to_numpy() - block.first]
     table = table.filter(pa.array(use <= Use.HELDOUT))
-    encoder, pieces = _loaded(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns)
+    encoder, pieces = loaded(tokenizer)
     ids, lengths = encoder.encode(table["text"])
     changed = changed_documents(pieces, ids, lengths, table["text"].combine_chunks())
     if changed.any() and encoder.tokenizer.normalizer is None:
@@ -77,10 +77,8 @@ def changed_documents(pieces: TokenBytes, ids: np.ndarray, lengths: np.ndarray, 
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
     ends = np.cumsum(lengths)
     changed = np.zeros(len(lengths), bool)
-    first = 0
-    while first < len(lengths):  # some documents at a time
+    for first, last in spans(lengths, CHECKED):
         begin = int(ends[first] - lengths[first])
-        last = max(first + 1, int(np.searchsorted(ends, begin + CHECKED, side="right")))
         sizes = pieces.sizes[ids[begin : ends[last - 1]]]
         given = np.add.reduceat(sizes, ends[first:last] - lengths[first:last] - begin)
         back = pieces.text(ids[begin : ends[last - 1]])
@@ -88,7 +86,6 @@ def changed_documents(pieces: TokenBytes, ids: np.ndarray, lengths: np.ndarray, 
         for index in range(last - first):
             theirs = data[offsets[first + index] : offsets[first + index + 1]]
             changed[first + index] = not np.array_equal(back[starts[index] : starts[index] + given[index]], theirs)
-        first = last
     return changed
 
 
@@ -97,8 +94,12 @@ def id_type(vocab_size: int) -> type:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
+def loaded(tokenizer: Path) -> tuple[Encoder, TokenBytes]:
+    """Loads a tokenizer, once a process."""
+    return _loaded(tokenizer, (tokenizer / "tokenizer.json").stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=2)
 def _loaded(tokenizer: Path, written: int) -> tuple[Encoder, TokenBytes]:
-    """Loads a tokenizer once a process; `written`: when its file was."""
-    loaded = load_tokenizer(tokenizer)
-    return Encoder(loaded, tokenizer_meta(tokenizer)["eos_id"]), TokenBytes(loaded)
+    made = load_tokenizer(tokenizer)
+    return Encoder(made, tokenizer_meta(tokenizer)["eos_id"]), TokenBytes(made)

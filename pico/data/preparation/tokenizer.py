@@ -100,12 +100,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     The result depends on the texts alone, not on their order or on threads. Raises PicoError where `vocab_size` cannot
     hold every byte.
     """
-    smallest = 257
-    if vocab_size < smallest:
+    if vocab_size < 257:
         raise PicoError(
             f"a byte-level tokenizer of {vocab_size} entries cannot hold the 256 bytes and {EOS}",
             where=f"params.yaml: tokenizer.vocab_size = {vocab_size}",
-            mend=f"set tokenizer.vocab_size (and model.vocab_size) to at least {smallest}",
+            mend="set tokenizer.vocab_size (and model.vocab_size) to at least 257",
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -132,11 +131,10 @@ def pretrained(folder: Path, vocab_size: int, eos_token: str) -> tokenizers.Toke
         )
     file = files[0]
     try:
-        tokenizer = (
-            from_tiktoken(file.read_bytes())
-            if file.suffix == ".tiktoken"
-            else tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        )
+        if file.suffix == ".tiktoken":
+            tokenizer = from_tiktoken(file.read_bytes())
+        else:
+            tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except PicoError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
@@ -197,12 +195,9 @@ def from_tiktoken(data: bytes) -> tokenizers.Tokenizer:
             left, right = _parts(token, ranks)
             merges.append((spell(left), spell(right)))
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={spell(t): r for t, r in ranks.items()}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN2_SPECIAL])
     return tokenizer
@@ -222,7 +217,6 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, *, kind: str, 
 
 
 def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """Returns the two parts of which `token` is the merge."""
     limit, parts = ranks[token], [bytes([byte]) for byte in token]
     while len(parts) > 2:
         found = [ranks.get(left + right, limit) for left, right in pairwise(parts)]

@@ -81,9 +81,8 @@ def fetch_source(
             path.unlink(missing_ok=True)
             raise
         progress(1.0)
-    entry = {key: getattr(source, key) for key in ("name", "domain", "licence", "kind")}
-    files = {"reader_files": sorted(reader_files)} if reader_files else {}
-    return {**entry, "pin": pin, **counts, **files}
+    entry = {key: getattr(source, key) for key in ("name", "domain", "licence", "kind")} | {"pin": pin, **counts}
+    return entry | ({"reader_files": sorted(reader_files)} if reader_files else {})
 
 
 def write_sources(target: Path, entries: Sequence[dict[str, Any]]) -> None:
@@ -112,9 +111,8 @@ def _open(
         assert dataset is not None
         if source.reader not in RESERVED:
             raise PicoError(f"reader {source.reader!r} does not fit kind `hub`", mend="leave `reader` out")
-        if source.reader == TOKENS:
-            return hub.pin(dataset), token_rows.parts_of_stream(hub.tables(source, dataset), dataset.split)
-        return hub.pin(dataset), hub.texts(source, dataset)
+        given = hub.parts if source.reader == TOKENS else hub.texts
+        return hub.pin(dataset), given(source, dataset)
     if source.kind == "wheel":
         assert source.wheel is not None
         assert wheel is not None
@@ -193,7 +191,6 @@ def _find_files(source: Source, folder: Path) -> list[str]:
 
 
 def _included(source: Source, names: Sequence[str]) -> list[str]:
-    """Returns the names that `exclude` does not leave out."""
     left_out = [wheels.glob_matcher(pattern) for pattern in source.exclude]
     return [name for name in names if not any(matcher.fullmatch(name) for matcher in left_out)]
 
@@ -209,7 +206,6 @@ def _files_pin(source: Source, folder: Path, names: Sequence[str]) -> str:
 def _files(
     source: Source, folder: Path, names: Sequence[str], max_expansion: float, progress: Progress
 ) -> Iterator[tuple[IO[bytes], File]]:
-    """Yields the files of the corpus folder of these names."""
     total, done = sum((folder / name).stat().st_size for name in names), 0
     for name in names:
         path = folder / name

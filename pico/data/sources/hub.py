@@ -4,14 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
-
 from pico.config import HubDataset, Source
+from pico.data.sources.token_rows import ROWS, Part
 from pico.data.sources.wheels import DownloadError
 from pico.errors import PicoError
-
-ROWS = 256
-"""Rows of ids that are held at a time."""
 
 
 def pin(dataset: HubDataset) -> str:
@@ -36,15 +32,18 @@ def texts(source: Source, dataset: HubDataset) -> Iterator[str]:
             yield "\n\n".join(row[column] for column in columns if row[column])
 
 
-def tables(source: Source, dataset: HubDataset) -> Iterator[pa.ChunkedArray]:
-    """Yields the column of token ids, ROWS rows at a time. Raises as `texts`."""
+def parts(source: Source, dataset: HubDataset) -> Iterator[Part]:
+    """Yields the rows of token ids, counted over the split, at most ROWS at a time. Raises as `texts`."""
     columns = _columns(source, dataset)
     if len(columns) > 1:
         raise PicoError(f"token ids lie in one column, not in {columns}", where=pin(dataset), mend="name one")
+    first = 0
     with _named(dataset):
         for table in stream(dataset, columns).with_format("arrow").iter(ROWS):
             _check(columns, table.column_names, dataset)
-            yield table[columns[0]]
+            for chunk in table[columns[0]].chunks:
+                yield dataset.split, first, chunk
+                first += len(chunk)
 
 
 def stream(dataset: HubDataset, columns: Sequence[str]) -> Any:

@@ -67,7 +67,6 @@ def read_drama(stream: IO[bytes], file: File) -> Iterator[str]:
 
 
 def _plain_verse(body: str) -> str:
-    """Returns a scene without Markdown."""
     body = re.sub(r"(?m)[ \t]+$", "", body.strip())  # two spaces at the end are Markdown's line break
     body = re.sub(r"\*\*([^*\n]+)\*\*", r"\1", body)
     # _Enter GHOST_, *Exit*, and asides written as __\[Within]_ or [Aside]_
@@ -140,7 +139,6 @@ class _Lines(HTMLParser):
 
 
 def _without_html(html: str) -> str:
-    """Returns the text of some HTML, a line a paragraph or item."""
     parser = _Lines()
     parser.feed(html)
     parser.close()

@@ -59,15 +59,6 @@ def parts_of(stream: IO[bytes], file: File) -> Iterator[Part]:
             first += len(batch)
 
 
-def parts_of_stream(columns: Iterable[pa.ChunkedArray], name: str) -> Iterator[Part]:
-    """Yields the rows of a streamed dataset, counted over its split."""
-    first = 0
-    for column in columns:
-        for chunk in column.chunks:
-            yield name, first, chunk
-            first += len(chunk)
-
-
 def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
     """Returns the ids of some rows: int32, (rows, row_len).
 
@@ -103,11 +94,6 @@ def as_ids(part: Part, row_len: int | None, column: str) -> np.ndarray:
     return ids.astype(np.int32).reshape(-1, expected)
 
 
-def hash_of(row: np.ndarray) -> str:
-    """Returns the id of a row: sha256 of its ids as little-endian int32, in hex."""
-    return hashlib.sha256(row.astype("<i4").tobytes()).hexdigest()
-
-
 def write(path: Path, source: Source, parts: Iterable[Part]) -> dict[str, int]:
     """Writes all rows, or as many as come to `max_bytes` at ID_BYTES an id. Returns the counts for sources.json."""
     column, max_bytes = ((source.hub and source.hub.columns) or [source.text_field])[0], source.max_bytes
@@ -140,10 +126,9 @@ def write(path: Path, source: Source, parts: Iterable[Part]) -> dict[str, int]:
 def _table(rows: np.ndarray, part: Part, source: Source) -> pa.Table:
     name, first, _ = part
     size = len(rows)
+    # A row's id is the sha256 of its ids as little-endian int32, in hex.
+    hashes = [hashlib.sha256(row.astype("<i4").tobytes()).hexdigest() for row in rows]
     offsets = pa.array(np.arange(size + 1, dtype=np.int32) * rows.shape[1])
-    columns = [
-        pa.array(list(map(hash_of, rows))), pa.array([source.name] * size), pa.array([source.domain] * size),
-        pa.array([name] * size),
-        pa.array(np.arange(first, first + size)), pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1))),
-    ]  # fmt: skip
-    return pa.table(columns, schema=SCHEMA)
+    lists = pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)))
+    named = ([value] * size for value in (source.name, source.domain, name))
+    return pa.table([hashes, *named, np.arange(first, first + size), lists], schema=SCHEMA)

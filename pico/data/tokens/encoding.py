@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 
 from pico.data.tokens.tokenizer import QWEN2_PATTERN
@@ -20,6 +21,8 @@ PIECES = 2**14
 """Distinct pieces that are encoded at a time: an Encoding takes a hundred times the memory of its ids."""
 AT_ONCE = 2**18
 """Pieces whose ids are gathered at a time."""
+WHOLE = 2**20
+"""Bytes of texts that are encoded at a time where they may not be cut."""
 SCANNED = 2**20
 """Bytes that are searched for cuts at a time."""
 
@@ -42,9 +45,9 @@ class Encoder:
         return self._whole(texts) if self.cuts is None else self._cut(texts, self.cuts)
 
     def _whole(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes text by text, as the tokenizer itself does."""
         parts: list[np.ndarray] = []
-        for batch in _batches(texts):
+        for first, end in spans(pc.binary_length(texts).to_numpy(), WHOLE):
+            batch = texts[first:end].to_pylist()
             for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 parts.append(np.array([*encoding.ids, self.eos_id], np.int32))
         return np.concatenate(parts), np.fromiter(map(len, parts), np.int64, len(parts))
@@ -134,7 +137,6 @@ def _cuts_of_pattern(pattern: dict[str, Any] | None) -> np.ndarray | None:
 
 
 def _is_qwen2(steps: Sequence[dict[str, Any]]) -> bool:
-    """Returns whether the steps are Qwen2's pattern, then bytes."""
     if len(steps) != 2 or steps[0].get("type") != "Split" or steps[1].get("use_regex"):
         return False
     split = steps[0]
@@ -152,15 +154,12 @@ def _edges(data: np.ndarray, ends: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     return np.flatnonzero(edge)
 
 
-def _batches(texts: pa.Array) -> Iterator[list[str]]:
-    """Yields runs of texts of about a million characters."""
-    batch: list[str] = []
-    held = 0
-    for scalar in texts:
-        batch.append(text := scalar.as_py())
-        held += len(text)
-        if held >= 2**20:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
+def spans(sizes: np.ndarray, most: int, longest: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yields (first, end) of neighbours that come to at most `most` and are at most `longest`, or are a single one."""
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(ends):
+        end = int(np.searchsorted(ends, ends[first] - sizes[first] + most, side="right"))
+        end = max(first + 1, end if longest is None else min(end, first + longest))
+        yield first, end
+        first = end
