@@ -79,16 +79,15 @@ def write_csv(points: Iterable[Point], tokens_per_step: int, path: Path) -> None
     write_atomic(path, "\n".join([HEADER, *rows]) + "\n")
 
 
-def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
-    """Returns an error that names the first step whose loss or gradient is not finite; None where all are."""
-    for point in points:
-        for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
-            if not math.isfinite(value):
-                return PicoError(
-                    f"the {what} of step {point.step} is {value}; the weights were not updated with it",
-                    mend="lower optimizer.lr, lengthen schedule.warmup_steps, set training.gradient_clip, or leave "
-                    "such updates out with training.on_nonfinite: skip",
-                )
+def nonfinite(point: Point) -> PicoError | None:
+    """Returns an error that names the step, where its loss or gradient is not finite; else None."""
+    for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
+        if not math.isfinite(value):
+            return PicoError(
+                f"the {what} of step {point.step} is {value}; the weights were not updated with it",
+                mend="lower optimizer.lr, lengthen schedule.warmup_steps, set training.gradient_clip, or leave "
+                "such updates out with training.on_nonfinite: skip",
+            )
     return None
 
 
