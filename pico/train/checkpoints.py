@@ -97,8 +97,7 @@ class CheckpointManager:
         """Saves the batch of the update that led to `step`, for inspection: `input_ids`, and `tensor_1`, ... if any."""
         path = self.nonfinite / f"{step_name(step)}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        names = ("input_ids" if number == 0 else f"tensor_{number}" for number in range(len(batch)))
-        tensors = {name: tensor.contiguous() for name, tensor in zip(names, batch, strict=True)}
+        tensors = {f"tensor_{number}" if number else "input_ids": one.contiguous() for number, one in enumerate(batch)}
         write_atomic(path, save(tensors, metadata={"step": str(step)}))
         return path
 

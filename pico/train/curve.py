@@ -98,8 +98,7 @@ class SpikeDetector:
     as in `pico.analysis.metrics.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
     """
 
-    def __init__(self, window: int = WINDOW, threshold: float = THRESHOLD) -> None:
-        self.threshold = threshold
+    def __init__(self, window: int = WINDOW) -> None:
         self._before: deque[float] = deque(maxlen=window)
 
     def baseline(self, loss: float) -> float | None:
@@ -108,7 +107,7 @@ class SpikeDetector:
         if len(self._before) == self._before.maxlen:
             centre = statistics.median(self._before)
             deviation = 1.4826 * statistics.median(abs(one - centre) for one in self._before)
-            if loss > centre + self.threshold * deviation + 1e-9 * abs(centre):
+            if loss > centre + THRESHOLD * deviation + 1e-9 * abs(centre):
                 found = centre
         if math.isfinite(loss):
             self._before.append(loss)

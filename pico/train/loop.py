@@ -23,7 +23,7 @@ from pico.train.curve import Point, SpikeDetector, nonfinite
 from pico.train.parallel import World, parallelize, reproducible
 from pico.train.recipe import Recipe, decoder_of
 from pico.train.spec import RunSpec
-from pico.train.step import TrainStep, Update, restore, with_prefix, without_prefix
+from pico.train.step import TrainStep, Update, restore, without_prefix
 
 FLUSH_SECONDS = 0.5
 """Time after which a single process reads losses back from the device, checks and records them."""
@@ -117,14 +117,15 @@ class _Run:
                     self._save(step, rescue=True)
                 if step == training.steps:
                     break
-                if self._asked_to_stop(step):
+                if self._agreed(step, self.stop):
                     if step not in schedule:
                         self._save(step, rescue=True)
                     return False
                 self.pending.append(self.train_step(step, next(batches)))
                 after = step + 1
                 due = after % training.eval_every == 0 or after == training.steps
-                if due or self._time_to_flush(after):
+                waited = time.monotonic() - self.flushed > FLUSH_SECONDS
+                if due or (after % FLUSH_STEPS == 0 if self.world.size > 1 else waited):
                     self._flush(heldout=due)
         if self.first:
             self.checkpoints.writer.wait()
@@ -165,11 +166,6 @@ class _Run:
         if values := point.trainer.get("recipe"):
             self.recipe.load_values(values)
         self.checkpoints.restore_rng(point)
-
-    def _time_to_flush(self, step: int) -> bool:
-        if self.world.size > 1:
-            return step % FLUSH_STEPS == 0
-        return time.monotonic() - self.flushed > FLUSH_SECONDS
 
     def _flush(self, *, heldout: bool = False) -> None:
         """Reads back, checks and records the updates since the last flush, the last with the held-out loss."""
@@ -212,21 +208,18 @@ class _Run:
             elif self.first and (before := self.spikes.baseline(point.train_loss)) is not None:
                 self.report({"warning": f"loss spike at step {point.step}: {point.train_loss:.3f} after {before:.3f}"})
 
-    def _asked_to_stop(self, step: int) -> bool:
-        """Returns whether to leave before this step's update: all processes at the same step."""
-        if self.world.size == 1:
-            return self.stop()
-        return step % FLUSH_STEPS == 0 and self._first_says(self.stop())
-
     def _time_for_rescue(self, step: int) -> bool:
         """Returns whether a rescue checkpoint is due. Where the model is sharded, all processes take part, and ask."""
         due = time.monotonic() - self.saved > self.spec.checkpoints.rescue_seconds
-        if not self.model.sharded:
-            return self.first and due
-        return step % FLUSH_STEPS == 0 and self._first_says(due)
+        return self._agreed(step, lambda: due) if self.model.sharded else self.first and due
 
-    def _first_says(self, what: bool) -> bool:
-        return bool(self.world.all_reduce(torch.tensor(float(self.first and what), device=self.world.device)))
+    def _agreed(self, step: int, ask: Callable[[], bool]) -> bool:
+        """Returns the first process's answer: all processes at the same step."""
+        if self.world.size == 1:
+            return ask()
+        if step % FLUSH_STEPS:
+            return False
+        return bool(self.world.all_reduce(torch.tensor(float(ask() and self.first), device=self.world.device)))
 
     def _state(self) -> State:
         """Copies weights, optimizer state and random state. All processes of a sharded model take part."""
@@ -236,10 +229,10 @@ class _Run:
         weights: Mapping[str, Tensor] = self.model.full_weights()
         exported = self.recipe.export(weights) if self.first else weights
         if exported is not weights:
-            optimizer |= with_prefix({name: weights[name] for name in self.model.parameters}, PARAMETERS)
+            optimizer |= {PARAMETERS + name: weights[name] for name in self.model.parameters}
         if self.first:
-            extra = {name: one.detach().to("cpu", copy=True) for name, one in self.recipe.tensors().items()}
-            optimizer |= with_prefix(extra, RECIPE)
+            own = self.recipe.tensors()
+            optimizer |= {RECIPE + name: one.detach().to("cpu", copy=True) for name, one in own.items()}
         return State(exported, optimizer, torch.get_rng_state().numpy().tobytes(), dict(self.recipe.values()))
 
     def _save(self, step: int, *, rescue: bool = False) -> None:

@@ -149,7 +149,7 @@ class Replicated:
 
     def zero_grad(self) -> None:
         """Drops all gradients."""
-        for parameter in self.model.parameters():
+        for parameter in (*self.model.parameters(), *self.parameters.values()):
             parameter.grad = None
 
     def shard(self, name: str, whole: Tensor) -> Tensor:
@@ -219,11 +219,6 @@ class Sharded(Replicated):
     def norm(self) -> Tensor:
         squares = torch.stack([gradient.square().sum() for gradient in self.gradients()]).sum()
         return self.world.all_reduce(squares).sqrt()
-
-    def zero_grad(self) -> None:
-        super().zero_grad()
-        for parameter in self.parameters.values():
-            parameter.grad = None
 
     def shard(self, name: str, whole: Tensor) -> Tensor:
         if whole.dim() == 0:

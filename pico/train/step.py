@@ -161,11 +161,6 @@ def restore(mine: Mapping[str, Tensor], whole: Mapping[str, Tensor], model: Repl
         mine[key].copy_(model.shard(name, whole[key]) if model else whole[key])
 
 
-def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Returns the tensors under `<prefix><name>`."""
-    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-
-
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Returns those tensors whose names start with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

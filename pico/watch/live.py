@@ -56,8 +56,7 @@ def watched(
 def _values(point: dict[str, Any]) -> dict[str, float]:
     """Returns the values of a point by the name of their curve, but for those that cannot be drawn."""
     names = ("train_loss", "heldout_loss", "learning_rate", "gradient_norm")
-    values = {name: point[name] for name in names}
-    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return {name: point[name] for name in names if point[name] is not None and math.isfinite(point[name])}
 
 
 def _dvclive(stack: ExitStack, folder: Path) -> Log:
