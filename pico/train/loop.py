@@ -30,6 +30,8 @@ FLUSH_SECONDS = 0.5
 FLUSH_STEPS = 10
 """The same for several processes, in steps, because all of them must do it at the same one."""
 
+Stop = Callable[[], bool]
+"""Returns whether training is to be left."""
 Report = Callable[[dict[str, Any]], None]
 """Receives events to show: {"start", ...}, {"step", "loss", ...}, {"capturing"} or {"warning"}."""
 
@@ -45,7 +47,7 @@ def train(
     *,
     recipe: type[Recipe] = Recipe,
     world: World | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = lambda: False,
     report: Report = lambda event: None,
 ) -> bool:
     """Trains, or goes on training, the run in `work`. Returns False when `stop` asked to leave, True when done.
@@ -60,7 +62,7 @@ def train(
         batches = Batches(spec, tokens)
         checkpoints = CheckpointManager(work, spec, identity, spec.training.batch_size * batches.seq_len)
         try:
-            return _Run(recipe(spec, batches), world, checkpoints, stop, report).run()
+            return _Run(recipe(spec, batches), batches, world, checkpoints, stop, report).run()
         finally:
             checkpoints.writer.wait()  # the lock is held for as long as anything is written
 
@@ -69,11 +71,11 @@ class _Run:
     """One process's part of one run."""
 
     def __init__(
-        self, recipe: Recipe, world: World, checkpoints: CheckpointManager, stop: Callable[[], bool], report: Report
+        self, recipe: Recipe, batches: Batches, world: World, checkpoints: CheckpointManager, stop: Stop, report: Report
     ) -> None:
         self.recipe, self.world, self.checkpoints, self.stop, self.report = recipe, world, checkpoints, stop, report
-        self.batches, self.spec = recipe.batches, recipe.spec
-        spec = recipe.spec
+        self.batches, self.spec = batches, batches.spec
+        spec = batches.spec
         self.first = world.rank == 0
         model = recipe.build_model()
         decoder = decoder_of(model)
