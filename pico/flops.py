@@ -29,14 +29,9 @@ class ParameterCounts:
         return self.embedding + self.unembedding
 
     @property
-    def non_embedding(self) -> int:
-        """All others: the size that scaling laws speak of (arXiv 2001.08361)."""
-        return self.attention + self.mlp + self.norms
-
-    @property
     def total(self) -> int:
         """All of them."""
-        return self.embeddings + self.non_embedding
+        return self.embeddings + self.attention + self.mlp + self.norms
 
 
 @functools.cache

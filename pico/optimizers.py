@@ -6,7 +6,7 @@ docs/settings.md lists them. Give it a file in conf/optimizer/, so that `pico sc
 Torch is imported within functions: settings are also read by commands that have no use for it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -189,30 +189,24 @@ class LionUpdate:
 
         with torch.no_grad():
             for group in self.param_groups:
+                beta1, beta2 = group["betas"]
                 for parameter in (one for one in group["params"] if one.grad is not None):
-                    self._update(parameter, self.state[parameter]["exp_avg"], group)
-
-    def _update(self, parameter: "Tensor", average: "Tensor", group: dict[str, Any]) -> None:
-        import torch
-
-        gradient, (beta1, beta2) = parameter.grad, group["betas"]
-        assert gradient is not None
-        sign = average.lerp(gradient, 1 - beta1).sign_()
-        updated = (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(sign, alpha=group["lr"])
-        averaged = average.lerp(gradient, 1 - beta2)
-        if self.found_inf is not None:
-            skip = self.found_inf.bool()
-            updated, averaged = torch.where(skip, parameter, updated), torch.where(skip, average, averaged)
-        parameter.copy_(updated)
-        average.copy_(averaged)
+                    gradient, average = parameter.grad, self.state[parameter]["exp_avg"]
+                    sign = average.lerp(gradient, 1 - beta1).sign_()
+                    updated = (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(sign, alpha=group["lr"])
+                    averaged = average.lerp(gradient, 1 - beta2)
+                    if self.found_inf is not None:
+                        skip = self.found_inf.bool()
+                        updated, averaged = torch.where(skip, parameter, updated), torch.where(skip, average, averaged)
+                    parameter.copy_(updated)
+                    average.copy_(averaged)
 
 
-def decay_groups(parameters: Iterable["Tensor"], weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(parameters: Collection["Tensor"], weight_decay: float) -> list[dict[str, Any]]:
     """Returns two parameter groups: matrices, which decay, and vectors, which do not."""
-    every = list(parameters)
     return [
-        {"params": [one for one in every if one.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [one for one in every if one.dim() < 2], "weight_decay": 0.0},
+        {"params": [one for one in parameters if one.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
     ]
 
 

@@ -70,6 +70,7 @@ class Params(Section):
     def _misfits(self) -> Iterator[str]:
         """Yields a line for each rule between settings that is broken."""
         names, entries = self.suite.models, list(self.models)
+        tokenizer, model = self.tokenizer, self.model
         if sorted(names) != sorted(entries):
             yield f"suite.models lists {names}, but models has entries for {entries}: they must be the same"
         shapes: list[str] = []
@@ -80,22 +81,18 @@ class Params(Section):
                 shapes.append(misfit.what)
         yield from dict.fromkeys(shapes)  # what all models share is wrong once
         ids = [source.name for source in self.corpus.sources if source.reader == "tokens"]
-        if ids and self.tokenizer.kind != "pretrained":
+        if ids and tokenizer.kind != "pretrained":
             yield (
-                f"source {ids[0]!r} is token ids (reader `tokens`), but tokenizer.kind = {self.tokenizer.kind}: they "
+                f"source {ids[0]!r} is token ids (reader `tokens`), but tokenizer.kind = {tokenizer.kind}: they "
                 "need the tokenizer that made them, for instance: tokenizer=olmo"
             )
-        if self.tokenizer.vocab_size > self.model.vocab_size:
-            yield (
-                f"tokenizer.vocab_size = {self.tokenizer.vocab_size} exceeds model.vocab_size = {self.model.vocab_size}"
-            )
-        if self.packing.seq_len > self.model.max_seq_len:
-            yield f"packing.seq_len = {self.packing.seq_len} exceeds model.max_seq_len = {self.model.max_seq_len}"
-        training, schedule = self.training, self.schedule
-        if schedule.warmup_steps >= training.steps:
-            yield (
-                f"schedule.warmup_steps = {schedule.warmup_steps} leaves nothing of training.steps = {training.steps}"
-            )
+        if tokenizer.vocab_size > model.vocab_size:
+            yield f"tokenizer.vocab_size = {tokenizer.vocab_size} exceeds model.vocab_size = {model.vocab_size}"
+        if self.packing.seq_len > model.max_seq_len:
+            yield f"packing.seq_len = {self.packing.seq_len} exceeds model.max_seq_len = {model.max_seq_len}"
+        training, warmup = self.training, self.schedule.warmup_steps
+        if warmup >= training.steps:
+            yield f"schedule.warmup_steps = {warmup} leaves nothing of training.steps = {training.steps}"
         if training.steps // self.checkpoints.every > MOST_CHECKPOINTS:
             yield (
                 f"checkpoints.every = {self.checkpoints.every} of training.steps = {training.steps} would keep more "

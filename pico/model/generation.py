@@ -35,7 +35,8 @@ def generate(
         return texts
     room = torch.tensor([min(max_new_tokens, limit - len(prompt)) for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    uniform = torch.stack([_uniform(seed + 1_000_003 * row, int(room.max())) for row in range(len(texts))])
+    generators = [torch.Generator().manual_seed(seed + 1_000_003 * row) for row in range(len(texts))]
+    uniform = torch.stack([torch.rand(int(room.max()), dtype=torch.float64, generator=one) for one in generators])
     device = model.embedding_proj.weight.device
     ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
@@ -84,10 +85,6 @@ def sample(
         kept, mass = torch.full((len(values), 1), values.shape[1]), cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * mass, right=True)
     return order.gather(-1, drawn.minimum(kept - 1))[:, 0]
-
-
-def _uniform(seed: int, count: int) -> Tensor:
-    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _check(

@@ -1,8 +1,8 @@
 """The rows that each update and each capture sees: pure functions of step and settings, read ahead of time."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pico.errors import PicoError
 from pico.train.spec import RunSpec
 
 AHEAD = 2
-"""Batches that are ready and wait."""
+"""Batches that are ready and wait, or are being made."""
 
 
 class Batches:
@@ -85,38 +85,20 @@ def prefetched(
 
     An exception of `make` is raised where its batch is asked for. On leaving, the thread ends.
     """
-    ready: queue.Queue[tuple[Tensor, ...] | BaseException] = queue.Queue(maxsize=AHEAD)
-    over = threading.Event()
 
-    def put(item: tuple[Tensor, ...] | BaseException) -> bool:
-        while not over.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for number in range(start, stop):
-                batch = make(number)
-                if not put(tuple(one.pin_memory() for one in batch) if device.type == "cuda" else batch):
-                    return
-        except BaseException as error:
-            put(error)
+    def ready(number: int) -> tuple[Tensor, ...]:
+        batch = make(number)
+        return tuple(one.pin_memory() for one in batch) if device.type == "cuda" else batch
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
-        for _ in range(start, stop):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        for number in range(start, stop):
+            if number + AHEAD < stop:
+                waiting.append(pool.submit(ready, number + AHEAD))
+            yield waiting.popleft().result()
 
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    waiting = deque(pool.submit(ready, number) for number in range(start, min(start + AHEAD, stop)))
     try:
         yield batches()
     finally:
-        over.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

@@ -7,6 +7,7 @@ here draws random numbers. So a run that captures is bit for bit the run that do
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +24,13 @@ def chosen_layers(model: nn.Module, suffixes: Iterable[str]) -> dict[str, nn.Mod
     Raises PicoError naming a suffix that fits no module with a weight.
     """
     modules = {name: each for name, each in model.named_modules() if isinstance(getattr(each, "weight", None), Tensor)}
-    wanted = list(suffixes)
-    for suffix in wanted:
-        if not any(_ends(name, suffix) for name in modules):
+    endings = tuple(f".{suffix}" for suffix in suffixes)
+    for ending in endings:
+        if not any(f".{name}".endswith(ending) for name in modules):
             known = sorted({name.split(".", 2)[-1] if name.startswith("layers.") else name for name in modules})
-            raise PicoError(f"learning_dynamics.layers: no layer is named {suffix!r}", where="params.yaml",
+            raise PicoError(f"learning_dynamics.layers: no layer is named {ending[1:]!r}", where="params.yaml",
                             mend=f"choose from: {', '.join(known)}")  # fmt: skip
-    return {name: module for name, module in modules.items() if any(_ends(name, suffix) for suffix in wanted)}
+    return {name: module for name, module in modules.items() if f".{name}".endswith(endings)}
 
 
 def captured_positions(seq_len: int, positions: int) -> list[int]:
@@ -75,13 +76,10 @@ def capture(
     whole = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     norms: list[Tensor] = []
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            outputs[name].append(output.detach()[:, at].flatten(0, 1).float().cpu())
+    def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        outputs[name].append(output.detach()[:, at].flatten(0, 1).float().cpu())
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in layers.items()]
     try:
         for small in rows.split(noise_batch or len(rows)):
             gradients = _gradients(model, small, weights, micro_batch_size, context)
@@ -164,7 +162,3 @@ def noise_metadata(rows: Tensor, noise_batch: int) -> dict[str, str]:
 def activation_metadata(rows: Tensor, positions: int) -> dict[str, str]:
     """Returns the metadata of a file of activations: `positions` (JSON list) and `samples`."""
     return {"positions": json.dumps(captured_positions(rows.shape[1] - 1, positions)), "samples": str(len(rows))}
-
-
-def _ends(name: str, suffix: str) -> bool:
-    return name == suffix or name.endswith("." + suffix)

@@ -36,6 +36,9 @@ RESCUES_KEPT = 2
 LOCK_SECONDS = 60.0
 """Time for a process that is on its way out, as after a kill of its parent."""
 
+Dynamics = tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Mapping[str, str]]]
+"""The files of learning_dynamics/ by name, and their metadata; see pico.train.capture.capture_splits."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -65,26 +68,20 @@ class CheckpointManager:
         self.identity = dict(identity)
         self.tokens_per_step = tokens_per_step
         self.nonfinite = work / "nonfinite"
-        self._writer = BackgroundWriter()
+        self.writer = BackgroundWriter()
         self.schedule = checkpoint_steps(spec.training.steps, spec.checkpoints.every)
 
-    def save(
-        self,
-        step: int,
-        state: State,
-        dynamics: Mapping[str, Mapping[str, Tensor]],
-        metadata: Mapping[str, Mapping[str, str]],
-    ) -> None:
+    def save(self, step: int, state: State, dynamics: Dynamics) -> None:
         """Writes the schedule's checkpoint of `step`, and drops the optimizer's state from those before it.
 
-        It works in the background, like `save_rescue`: an error is raised by a later call, or by `wait`.
+        It works in the background, like `save_rescue`: an error is raised by a later call, or by `writer.wait`.
         """
 
         def write() -> None:
-            self._write(self.model / "checkpoints" / step_name(step), step, state, dynamics, metadata)
+            self._write(self.model / "checkpoints" / step_name(step), step, state, dynamics)
             self.drop_older_optimizers(step)
 
-        self._writer.submit(write)
+        self.writer.submit(write)
 
     def save_rescue(self, step: int, state: State) -> None:
         """Writes a rescue checkpoint and removes all but the last two."""
@@ -94,22 +91,13 @@ class CheckpointManager:
             for old in sorted(self.rescue.glob("step_*"))[:-RESCUES_KEPT]:
                 shutil.rmtree(old)
 
-        self._writer.submit(write)
-
-    def wait(self) -> None:
-        """Returns when nothing is being written. Raises an error of the background."""
-        self._writer.wait()
-
-    def check(self) -> None:
-        """Raises an error of the background, if there has been one by now."""
-        self._writer.check()
+        self.writer.submit(write)
 
     def save_batch(self, step: int, batch: tuple[Tensor, ...]) -> Path:
         """Saves the batch of the update that led to `step`, for inspection: `input_ids`, and `tensor_1`, ... if any."""
         path = self.nonfinite / f"{step_name(step)}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        names = ("input_ids" if number == 0 else f"tensor_{number}" for number in range(len(batch)))
-        tensors = {name: tensor.contiguous() for name, tensor in zip(names, batch, strict=True)}
+        tensors = {f"tensor_{number}" if number else "input_ids": one.contiguous() for number, one in enumerate(batch)}
         write_atomic(path, save(tensors, metadata={"step": str(step)}))
         return path
 
@@ -178,14 +166,7 @@ class CheckpointManager:
                 mend="restore those settings or data, or delete this run's folder to start afresh",
             )
 
-    def _write(
-        self,
-        folder: Path,
-        step: int,
-        state: State,
-        dynamics: Mapping[str, Mapping[str, Tensor]] | None = None,
-        metadata: Mapping[str, Mapping[str, str]] | None = None,
-    ) -> None:
+    def _write(self, folder: Path, step: int, state: State, dynamics: Dynamics = ({}, {})) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         trainer = {
             "format": 1,
@@ -204,8 +185,8 @@ class CheckpointManager:
             config=self.spec.decoder.to_dict(),
             trainer=trainer,
             optimizer=state.optimizer,
-            dynamics=dynamics,
-            dynamics_metadata=metadata,
+            dynamics=dynamics[0],
+            dynamics_metadata=dynamics[1],
         )
 
 

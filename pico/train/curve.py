@@ -79,16 +79,15 @@ def write_csv(points: Iterable[Point], tokens_per_step: int, path: Path) -> None
     write_atomic(path, "\n".join([HEADER, *rows]) + "\n")
 
 
-def first_nonfinite(points: Iterable[Point]) -> PicoError | None:
-    """Returns an error that names the first step whose loss or gradient is not finite; None where all are."""
-    for point in points:
-        for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
-            if not math.isfinite(value):
-                return PicoError(
-                    f"the {what} of step {point.step} is {value}; the weights were not updated with it",
-                    mend="lower optimizer.lr, lengthen schedule.warmup_steps, set training.gradient_clip, or leave "
-                    "such updates out with training.on_nonfinite: skip",
-                )
+def nonfinite(point: Point) -> PicoError | None:
+    """Returns an error that names the step, where its loss or gradient is not finite; else None."""
+    for what, value in (("loss", point.train_loss), ("gradient norm", point.gradient_norm)):
+        if not math.isfinite(value):
+            return PicoError(
+                f"the {what} of step {point.step} is {value}; the weights were not updated with it",
+                mend="lower optimizer.lr, lengthen schedule.warmup_steps, set training.gradient_clip, or leave "
+                "such updates out with training.on_nonfinite: skip",
+            )
     return None
 
 
@@ -99,8 +98,7 @@ class SpikeDetector:
     as in `pico.analysis.metrics.gradient_noise.loss_spike_score`; so one spike does not hide the next. It watches only.
     """
 
-    def __init__(self, window: int = WINDOW, threshold: float = THRESHOLD) -> None:
-        self.threshold = threshold
+    def __init__(self, window: int = WINDOW) -> None:
         self._before: deque[float] = deque(maxlen=window)
 
     def baseline(self, loss: float) -> float | None:
@@ -109,7 +107,7 @@ class SpikeDetector:
         if len(self._before) == self._before.maxlen:
             centre = statistics.median(self._before)
             deviation = 1.4826 * statistics.median(abs(one - centre) for one in self._before)
-            if loss > centre + self.threshold * deviation + 1e-9 * abs(centre):
+            if loss > centre + THRESHOLD * deviation + 1e-9 * abs(centre):
                 found = centre
         if math.isfinite(loss):
             self._before.append(loss)

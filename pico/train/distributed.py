@@ -42,9 +42,11 @@ def train_on_ray(run: "Run") -> bool:
 
     run = replace(run, tokens=run.tokens.resolve(), folder=run.folder.resolve())
     workers, use_gpu = run.spec.training.workers, _use_gpu(run.spec, ray)
-    resources = _resources(run.spec, ray, use_gpu)
+    # A thread each, or an equal share where the machine has fewer.
+    share, threads = ray.cluster_resources().get("CPU", 1) / workers, float(run.spec.training.threads_per_worker)
+    cpus = threads if threads <= share else max(0.01, int(share * 100) / 100)
     device = "cuda" if use_gpu else "cpu"
-    task: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)(pretrain_worker)
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=int(use_gpu), max_retries=0)(pretrain_worker)
     pickled = cloudpickle.dumps(run)
     if workers == 1:
         return _with_restarts(ray, lambda attempt: [task.remote(pickled, device)])
@@ -53,14 +55,14 @@ def train_on_ray(run: "Run") -> bool:
 
     host = ray.util.get_node_ip_address()
     store = torch.distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    group = placement_group([resources] * workers)
+    group = placement_group([{"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}] * workers)
     task = task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
 
-    def start(rank: int, attempt: int) -> Any:
-        return task.remote(pickled, device, rank, (host, store.port, attempt))
+    def start(attempt: int) -> list[Any]:
+        return [task.remote(pickled, device, rank, (host, store.port, attempt)) for rank in range(workers)]
 
     try:
-        return _with_restarts(ray, lambda attempt: [start(rank, attempt) for rank in range(workers)])
+        return _with_restarts(ray, start)
     finally:
         remove_placement_group(group)
 
@@ -149,11 +151,3 @@ def _use_gpu(spec: RunSpec, ray: Any) -> bool:
             mend="use fewer workers or device: cpu, or connect to a cluster with RAY_ADDRESS",
         )
     return spec.training.device != "cpu" and found >= wanted
-
-
-def _resources(spec: RunSpec, ray: Any, use_gpu: bool) -> dict[str, float]:
-    """Returns CPUs (and a GPU) per worker: a thread each, or an equal share where the machine has fewer."""
-    share = ray.cluster_resources().get("CPU", 1) / spec.training.workers
-    threads = float(spec.training.threads_per_worker)
-    cpus = threads if threads <= share else max(0.01, int(share * 100) / 100)
-    return {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}

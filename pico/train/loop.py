@@ -6,7 +6,7 @@ then update t, with the batch that is a function of (seed, t); then, where due, 
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,25 @@ from pico.checkpoint import Checkpoint
 from pico.errors import PicoError
 from pico.train.batches import Batches, micro_batches, prefetched
 from pico.train.capture import capture_splits, chosen_layers
-from pico.train.checkpoints import CheckpointManager, State, exclusive
-from pico.train.curve import Point, SpikeDetector, first_nonfinite
+from pico.train.checkpoints import CheckpointManager, Dynamics, State, exclusive
+from pico.train.curve import Point, SpikeDetector, nonfinite
 from pico.train.parallel import World, parallelize, reproducible
 from pico.train.recipe import Recipe, decoder_of
 from pico.train.spec import RunSpec
-from pico.train.step import TrainStep, Update, restore, restore_tensors, with_prefix, without_prefix
+from pico.train.step import TrainStep, Update, restore, without_prefix
 
 FLUSH_SECONDS = 0.5
 """Time after which a single process reads losses back from the device, checks and records them."""
 FLUSH_STEPS = 10
 """The same for several processes, in steps, because all of them must do it at the same one."""
 
+Stop = Callable[[], bool]
+"""Returns whether training is to be left."""
 Report = Callable[[dict[str, Any]], None]
 """Receives events to show: {"start", ...}, {"step", "loss", ...}, {"capturing"} or {"warning"}."""
 
 PARAMETERS, RECIPE = "parameters.", "recipe."
 """Prefixes in optimizer.safetensors; see pico.train.checkpoints.State."""
-
-Dynamics = tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Mapping[str, str]]]
-"""The files of learning_dynamics/ by name, and their metadata; see pico.train.capture.capture_splits."""
 
 
 def train(
@@ -48,7 +47,7 @@ def train(
     *,
     recipe: type[Recipe] = Recipe,
     world: World | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = lambda: False,
     report: Report = lambda event: None,
 ) -> bool:
     """Trains, or goes on training, the run in `work`. Returns False when `stop` asked to leave, True when done.
@@ -60,50 +59,42 @@ def train(
     world = world or World()
     lock = exclusive(work) if world.rank == 0 else nullcontext()
     with lock, reproducible(spec.training.threads_per_worker, spec.seed, compiled=spec.training.compile):
-        run = _Run(spec, tokens, work, identity, recipe, world, stop, report)
+        batches = Batches(spec, tokens)
+        checkpoints = CheckpointManager(work, spec, identity, spec.training.batch_size * batches.seq_len)
         try:
-            return run.run()
+            return _Run(recipe(spec, batches), batches, world, checkpoints, stop, report).run()
         finally:
-            run.checkpoints.wait()  # the lock is held for as long as anything is written
+            checkpoints.writer.wait()  # the lock is held for as long as anything is written
 
 
 class _Run:
     """One process's part of one run."""
 
     def __init__(
-        self,
-        spec: RunSpec,
-        tokens: Path,
-        work: Path,
-        identity: Mapping[str, Any],
-        recipe: type[Recipe],
-        world: World,
-        stop: Callable[[], bool],
-        report: Report,
+        self, recipe: Recipe, batches: Batches, world: World, checkpoints: CheckpointManager, stop: Stop, report: Report
     ) -> None:
-        self.spec, self.world, self.stop, self.report = spec, world, stop, report
+        self.recipe, self.world, self.checkpoints, self.stop, self.report = recipe, world, checkpoints, stop, report
+        self.batches, self.spec = batches, batches.spec
+        spec = batches.spec
         self.first = world.rank == 0
-        self.batches = Batches(spec, tokens)
-        self.recipe = recipe(spec, self.batches)
-        model = self.recipe.build_model()
+        model = recipe.build_model()
         decoder = decoder_of(model)
         chosen_layers(decoder, spec.learning_dynamics.layers)  # refuses a wrong name now
         if spec.training.compile:
             for layer in decoder.layers:
                 layer.compile()
-        self.model = parallelize(model, self.recipe, world, spec.training.sharding)
+        self.model = parallelize(model, recipe, world, spec.training.sharding)
         self.shard = world.shard(spec.training.batch_size)
-        if world.size > 1:
-            examples = self.recipe.batch(0, self.shard)
+        if world.size > 1 and not self.model.sharded:
+            examples = recipe.batch(0, self.shard)
             with self._eager():
                 self.model.warm_up(next(micro_batches(examples, spec.training.micro_batch_size, world.device)))
-        self.tokens_per_step = spec.training.batch_size * self.batches.seq_len
-        self.train_step = TrainStep(self.recipe, self.model, self.tokens_per_step, self._precision)
-        self.recipe.begin(self.train_step.state)
-        if spec.training.sharding == "full" and world.size > 1 and self.recipe.tensors():
-            raise PicoError(f"{recipe.__name__} has tensors of its own, which sharded training cannot save",
+        self.tokens_per_step = checkpoints.tokens_per_step
+        self.train_step = TrainStep(recipe, self.model, self.tokens_per_step, self._precision)
+        recipe.begin(self.train_step.state)
+        if self.model.sharded and recipe.tensors():
+            raise PicoError(f"{type(recipe).__name__} has tensors of its own, which sharded training cannot save",
                             where="params.yaml: training.sharding", mend="set training.sharding: none")  # fmt: skip
-        self.checkpoints = CheckpointManager(work, spec, identity, self.tokens_per_step)
         self.spikes = SpikeDetector()
         self.pending: list[Update] = []
         self.skipped = 0
@@ -115,33 +106,33 @@ class _Run:
         training = self.spec.training
         start = self._resume()
         schedule = set(self.checkpoints.schedule)
-        with self._prefetched(start or 0) as batches:
+
+        def batch(update: int) -> tuple[Tensor, ...]:
+            return self.recipe.batch(update, self.shard)
+
+        with prefetched(batch, start or 0, training.steps, self.world.device) as batches:
             for step in range(start or 0, training.steps + 1):
                 if step in schedule:
                     if step != start:
                         self._save(step)
                 elif self._time_for_rescue(step):
-                    self._save_rescue(step)
+                    self._save(step, rescue=True)
                 if step == training.steps:
                     break
-                if self._asked_to_stop(step):
+                if self._agreed(step, self.stop):
                     if step not in schedule:
-                        self._save_rescue(step)
+                        self._save(step, rescue=True)
                     return False
                 self.pending.append(self.train_step(step, next(batches)))
                 after = step + 1
                 due = after % training.eval_every == 0 or after == training.steps
-                if due or self._time_to_flush(after):
+                waited = time.monotonic() - self.flushed > FLUSH_SECONDS
+                if due or (after % FLUSH_STEPS == 0 if self.world.size > 1 else waited):
                     self._flush(heldout=due)
         if self.first:
-            self.checkpoints.wait()
+            self.checkpoints.writer.wait()
             self.checkpoints.drop_older_optimizers(training.steps)
         return True
-
-    def _prefetched(self, start: int) -> AbstractContextManager[Iterator[tuple[Tensor, ...]]]:
-        """Returns this process's share of each batch from update `start` on."""
-        steps = self.spec.training.steps
-        return prefetched(lambda update: self.recipe.batch(update, self.shard), start, steps, self.world.device)
 
     def _resume(self) -> int | None:
         """Restores the last good checkpoint; returns its step, or None to start afresh."""
@@ -173,19 +164,14 @@ class _Run:
         restore(self.model.parameters, weights, self.model, where=where)
         state = {key: one for key, one in saved.items() if not key.startswith((PARAMETERS, RECIPE))}
         self.train_step.restore_optimizers(state, where=where)
-        restore_tensors(self.recipe.tensors(), extra, where=where)
+        restore(self.recipe.tensors(), extra, None, where=where)
         if values := point.trainer.get("recipe"):
             self.recipe.load_values(values)
         self.checkpoints.restore_rng(point)
 
-    def _time_to_flush(self, step: int) -> bool:
-        if self.world.size > 1:
-            return step % FLUSH_STEPS == 0
-        return time.monotonic() - self.flushed > FLUSH_SECONDS
-
     def _flush(self, *, heldout: bool = False) -> None:
         """Reads back, checks and records the updates since the last flush, the last with the held-out loss."""
-        self.checkpoints.check()
+        self.checkpoints.writer.check()
         if not self.pending:
             return
         values = torch.stack([torch.stack((one.loss, one.norm)) for one in self.pending]).tolist()
@@ -210,7 +196,7 @@ class _Run:
     def _check(self, points: list[Point]) -> None:
         """Warns of spikes. Saves batches that gave no finite loss or gradient, and raises where training must stop."""
         for point in points:
-            error = first_nonfinite([point])
+            error = nonfinite(point)
             self.skipped = self.skipped + 1 if error else 0
             if error:
                 if self.first:
@@ -224,43 +210,41 @@ class _Run:
             elif self.first and (before := self.spikes.baseline(point.train_loss)) is not None:
                 self.report({"warning": f"loss spike at step {point.step}: {point.train_loss:.3f} after {before:.3f}"})
 
-    def _asked_to_stop(self, step: int) -> bool:
-        """Returns whether to leave before this step's update: all processes at the same step."""
-        if self.world.size == 1:
-            return self.stop()
-        return step % FLUSH_STEPS == 0 and self._first_says(self.stop())
-
     def _time_for_rescue(self, step: int) -> bool:
         """Returns whether a rescue checkpoint is due. Where the model is sharded, all processes take part, and ask."""
         due = time.monotonic() - self.saved > self.spec.checkpoints.rescue_seconds
-        if self.world.size == 1 or self.spec.training.sharding == "none":
-            return self.first and due
-        return step % FLUSH_STEPS == 0 and self._first_says(due)
+        return self._agreed(step, lambda: due) if self.model.sharded else self.first and due
 
-    def _first_says(self, what: bool) -> bool:
-        return bool(self.world.all_reduce(torch.tensor(float(self.first and what), device=self.world.device)))
+    def _agreed(self, step: int, ask: Callable[[], bool]) -> bool:
+        """Returns the first process's answer: all processes at the same step."""
+        if self.world.size == 1:
+            return ask()
+        if step % FLUSH_STEPS:
+            return False
+        return bool(self.world.all_reduce(torch.tensor(float(ask() and self.first), device=self.world.device)))
 
     def _state(self) -> State:
         """Copies weights, optimizer state and random state. All processes of a sharded model take part."""
-        self.checkpoints.wait()  # so that there is only one copy at a time
+        self.checkpoints.writer.wait()  # so that there is only one copy at a time
         state = self.train_step.optimizer_tensors()
         optimizer = self.model.full_tensors({key: (key.rpartition(".")[0], one) for key, one in state.items()})
         weights: Mapping[str, Tensor] = self.model.full_weights()
         exported = self.recipe.export(weights) if self.first else weights
         if exported is not weights:
-            optimizer |= with_prefix({name: weights[name] for name in self.model.parameters}, PARAMETERS)
+            optimizer |= {PARAMETERS + name: weights[name] for name in self.model.parameters}
         if self.first:
-            extra = {name: one.detach().to("cpu", copy=True) for name, one in self.recipe.tensors().items()}
-            optimizer |= with_prefix(extra, RECIPE)
+            own = self.recipe.tensors()
+            optimizer |= {RECIPE + name: one.detach().to("cpu", copy=True) for name, one in own.items()}
         return State(exported, optimizer, torch.get_rng_state().numpy().tobytes(), dict(self.recipe.values()))
 
-    def _save(self, step: int) -> None:
-        """Saves the schedule's checkpoint, with learning dynamics, which the first process captures."""
+    def _save(self, step: int, *, rescue: bool = False) -> None:
+        """Saves the schedule's checkpoint, with learning dynamics that the first process captures, or a rescue one."""
         self._flush()
         state = self._state()
-        if self.first:
-            dynamics, metadata = self._capture(step, state)
-            self.checkpoints.save(step, state, dynamics, metadata)
+        if self.first and rescue:
+            self.checkpoints.save_rescue(step, state)
+        elif self.first:
+            self.checkpoints.save(step, state, self._capture(step, state))
         self.saved = self.flushed = time.monotonic()
 
     def _capture(self, step: int, state: State) -> Dynamics:
@@ -270,13 +254,6 @@ class _Run:
         exported = any(key.startswith(PARAMETERS) for key in state.optimizer)
         decoder = self.model.full_decoder(self.spec.decoder, state.model, exported=exported)
         return capture_splits(decoder, self.batches, step, self._eager)
-
-    def _save_rescue(self, step: int) -> None:
-        self._flush()
-        state = self._state()
-        if self.first:
-            self.checkpoints.save_rescue(step, state)
-        self.saved = self.flushed = time.monotonic()
 
     @torch.no_grad()
     def _heldout_loss(self) -> float:
@@ -299,11 +276,9 @@ class _Run:
         """Returns the context of a forward pass: fp32 as it is, or bf16 by autocast over fp32 weights."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.spec.training.precision == "bf16")
 
-    def _eager(self) -> AbstractContextManager:
-        """Returns the same, with compiled layers run uncompiled, where hooks work."""
-        if not self.spec.training.compile:
-            return self._precision()
-        stack = ExitStack()
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(self._precision())
-        return stack
+    @contextmanager
+    def _eager(self) -> Iterator[None]:
+        """Surrounds a forward pass likewise, with compiled layers run uncompiled, where hooks work."""
+        compiled = self.spec.training.compile
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), self._precision():
+            yield

@@ -49,14 +49,14 @@ class World:
         return box[0]
 
 
-def choose_device(kind: str, index: int = 0) -> torch.device:
+def choose_device(kind: str) -> torch.device:
     """Returns the device that training.device names. Raises PicoError where it asks for CUDA and there is none."""
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise PicoError("training.device = 'cuda', but torch finds no CUDA device", where="params.yaml",
                         mend="use device: cpu or auto, or install a CUDA build of torch and a driver")  # fmt: skip
-    return torch.device("cuda", index)
+    return torch.device("cuda", 0)
 
 
 @contextmanager
@@ -101,6 +101,8 @@ class _Forward(nn.Module):
 class Replicated:
     """The whole model in this process, and in each of the others if there are any (DistributedDataParallel)."""
 
+    sharded = False
+
     def __init__(self, model: nn.Module, recipe: Recipe, world: World) -> None:
         self.model, self.world = model.to(world.device), world
         self.forward: nn.Module = _Forward(self.model, recipe)
@@ -124,11 +126,11 @@ class Replicated:
         """Takes a backward pass of zeros, once, before the first update: from then on equal gradients give equal sums.
 
         DDP deals its buckets out anew after the first backward pass that exchanges, in the order of that pass, and with
-        more than two processes the order of summing depends on the buckets.
+        more than two processes the order of summing depends on the buckets. FSDP sums each layer by itself, always in
+        the same way, and needs none.
         """
-        if self.world.size > 1:
-            (self.forward("loss", *batch) * 0).backward()
-            self.zero_grad()
+        (self.forward("loss", *batch) * 0).backward()
+        self.zero_grad()
 
     def no_sync(self, *, unless: bool) -> AbstractContextManager[Any]:
         """Surrounds a micro-batch's forward and backward pass: gradients are exchanged only where `unless` is true."""
@@ -147,7 +149,7 @@ class Replicated:
 
     def zero_grad(self) -> None:
         """Drops all gradients."""
-        for parameter in self.model.parameters():
+        for parameter in (*self.model.parameters(), *self.parameters.values()):
             parameter.grad = None
 
     def shard(self, name: str, whole: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class Replicated:
         """
         if self.world.rank:
             return {}
-        return {key: _copy(tensor) for key, (_, tensor) in tensors.items()}
+        return {key: tensor.detach().to("cpu", copy=True) for key, (_, tensor) in tensors.items()}
 
     def full_weights(self) -> dict[str, Tensor]:
         """Returns copies of all weights, under all of their names; as `full_tensors`."""
@@ -173,11 +175,8 @@ class Replicated:
 
         exported: whether the weights are others than the model's own, see `Recipe.export`.
         """
-        if not exported and isinstance(self.model, Decoder):
+        if not exported and not self.sharded and isinstance(self.model, Decoder):
             return self.model
-        return self._new_decoder(config, weights)
-
-    def _new_decoder(self, config: DecoderConfig, weights: Mapping[str, Tensor]) -> Decoder:
         decoder = Decoder(config)
         decoder.load_state_dict(weights)
         return decoder.to(self.world.device)
@@ -185,6 +184,8 @@ class Replicated:
 
 class Sharded(Replicated):
     """A shard of every parameter, gradient and moment in each process (FSDP2): gathered layer by layer, and let go."""
+
+    sharded = True
 
     def __init__(self, model: nn.Module, recipe: Recipe, world: World) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -201,9 +202,6 @@ class Sharded(Replicated):
             name: nn.Parameter(shard.to_local().detach(), requires_grad=shard.requires_grad)
             for name, shard in self._shards.items()
         }
-
-    def warm_up(self, batch: tuple[Tensor, ...]) -> None:
-        """Does nothing: FSDP sums each layer by itself, always in the same way."""
 
     def no_sync(self, *, unless: bool) -> AbstractContextManager[Any]:
         self.forward.set_requires_gradient_sync(unless)  # type: ignore[operator]
@@ -222,17 +220,11 @@ class Sharded(Replicated):
         squares = torch.stack([gradient.square().sum() for gradient in self.gradients()]).sum()
         return self.world.all_reduce(squares).sqrt()
 
-    def zero_grad(self) -> None:
-        super().zero_grad()
-        for parameter in self.parameters.values():
-            parameter.grad = None
-
     def shard(self, name: str, whole: Tensor) -> Tensor:
-        local = self.parameters[name]
         if whole.dim() == 0:
             return whole
         chunks = whole.chunk(self.world.size)  # FSDP2 shards the first axis as torch.chunk does
-        return chunks[self.world.rank] if self.world.rank < len(chunks) else local.detach()
+        return chunks[self.world.rank] if self.world.rank < len(chunks) else self.parameters[name].detach()
 
     def full_tensors(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
         from torch.distributed.tensor import DTensor
@@ -250,11 +242,8 @@ class Sharded(Replicated):
                     stride=like.stride(),
                 ).full_tensor()
             if self.world.rank == 0:
-                found[key] = _copy(tensor)
+                found[key] = tensor.detach().to("cpu", copy=True)
         return found
-
-    def full_decoder(self, config: DecoderConfig, weights: Mapping[str, Tensor], *, exported: bool) -> Decoder:
-        return self._new_decoder(config, weights)
 
 
 def parallelize(model: nn.Module, recipe: Recipe, world: World, sharding: str) -> Replicated:
@@ -267,7 +256,3 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
     return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

@@ -65,14 +65,7 @@ def train_run(run: Run, *, on_ray: bool = False, show: Show = lambda event: None
     process; the outcome is the same. After an exception in this thread, a KeyboardInterrupt for instance, a rescue
     checkpoint is saved before it goes on.
     """
-    with exclusive(run.folder, "driver.lock"):  # two of them would take each other's signals
-        _train_watched(run, on_ray, show)
-
-
-def _train_watched(run: Run, on_ray: bool, show: Show) -> None:
     stop = run.folder / STOP
-    stop.unlink(missing_ok=True)
-    events = EventReader(run.folder / "progress.jsonl")
     result: dict[str, Any] = {}
     # Not Thread.join: an exception from a signal handler within it marks a running thread as ended (Python up to 3.12).
     over = threading.Event()
@@ -85,17 +78,20 @@ def _train_watched(run: Run, on_ray: bool, show: Show) -> None:
         finally:
             over.set()
 
-    threading.Thread(target=body, name="pretrain", daemon=True).start()
-    try:
-        while not over.wait(0.2):
-            for event in events.read():
-                show(event)
-    except BaseException:
-        stop.touch()
-        over.wait(STOP_SECONDS)
-        raise
-    for event in events.read():
-        show(event)
+    with exclusive(run.folder, "driver.lock"):  # two of them would take each other's signals
+        stop.unlink(missing_ok=True)
+        events = EventReader(run.folder / "progress.jsonl")
+        threading.Thread(target=body, name="pretrain", daemon=True).start()
+        try:
+            while not over.wait(0.2):
+                for event in events.read():
+                    show(event)
+        except BaseException:
+            stop.touch()
+            over.wait(STOP_SECONDS)
+            raise
+        for event in events.read():
+            show(event)
     if "error" in result:
         raise result["error"]
     if not result["finished"]:

@@ -13,6 +13,9 @@ from pico.files import sha256_file
 from pico.model import DecoderConfig
 from pico.optimizers import OptimizerSettings
 
+SECTIONS = ("training", "optimizer", "schedule", "checkpoints", "learning_dynamics")
+"""The sections of params.yaml that a run takes as they are."""
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -38,20 +41,13 @@ class RunSpec:
             "model": self.model,
             "seed": self.seed,
             "decoder": self.decoder.to_dict(),
-            "training": self.training.model_dump(),
-            "optimizer": self.optimizer.model_dump(),
-            "schedule": self.schedule.model_dump(),
+            **{name: getattr(self, name).model_dump() for name in SECTIONS},
             "checkpoints": {"every": self.checkpoints.every},
-            "learning_dynamics": self.learning_dynamics.model_dump(),
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all of it, as plain values."""
-        return {**self.settings(), "checkpoints": self.checkpoints.model_dump()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
-        """Returns the spec of these values, the inverse of `to_dict`; an optimizer without a name is AdamW.
+        """Returns the spec of `settings`, given all of `checkpoints`; an optimizer without a name is AdamW.
 
         Raises pydantic.ValidationError for values that no settings file could hold.
         """
@@ -72,16 +68,8 @@ def run_spec(params: Params, model: str) -> RunSpec:
     if model not in params.models:
         raise PicoError(f"there is no model {model!r}", where="params.yaml: models",
                         mend=f"name one of: {', '.join(params.models)}")  # fmt: skip
-    return RunSpec(
-        model=model,
-        seed=params.seed,
-        decoder=params.decoder(model),
-        training=params.training,
-        optimizer=params.optimizer,
-        schedule=params.schedule,
-        checkpoints=params.checkpoints,
-        learning_dynamics=params.learning_dynamics,
-    )
+    sections = {name: getattr(params, name) for name in SECTIONS}
+    return RunSpec(model=model, seed=params.seed, decoder=params.decoder(model), **sections)
 
 
 def data_identity(tokens: Path) -> dict[str, str]:

@@ -147,39 +147,20 @@ def step_unless(found_inf: Tensor, optimizer: Any) -> None:
 
 
 @torch.no_grad()
-def restore(mine: Mapping[str, Tensor], whole: Mapping[str, Tensor], model: Replicated, *, where: str) -> None:
+def restore(mine: Mapping[str, Tensor], whole: Mapping[str, Tensor], model: Replicated | None, *, where: str) -> None:
     """Copies into each of `mine` (key `<parameter>` or `<parameter>.<kind>`) its part of the whole tensor of that key.
 
-    Raises PicoError naming a tensor that is missing, unknown or misshapen.
+    Without a model, the whole of it. Raises PicoError naming a tensor that is missing, unknown or misshapen.
     """
     for key in sorted(mine.keys() | whole.keys()):
-        name = key if key in model.shapes else key.rpartition(".")[0]
+        name = key if model is None or key in model.shapes else key.rpartition(".")[0]
         fits = key in mine and key in whole
-        if not fits or whole[key].shape != (model.shapes[name] if mine[key].dim() else mine[key].shape):
-            raise misfit(key, where)
-        mine[key].copy_(model.shard(name, whole[key]))
-
-
-@torch.no_grad()
-def restore_tensors(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, where: str) -> None:
-    """Copies `saved` into the tensors of the same names. Raises PicoError naming one that does not fit."""
-    for key in sorted(mine.keys() | saved.keys()):
-        if key not in mine or key not in saved or mine[key].shape != saved[key].shape:
-            raise misfit(key, where)
-        mine[key].copy_(saved[key])
-
-
-def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Returns the tensors under `<prefix><name>`."""
-    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        if not fits or whole[key].shape != (model.shapes[name] if model and mine[key].dim() else mine[key].shape):
+            raise PicoError(f"{key} does not fit the model", where=where,
+                            mend="delete this checkpoint; training resumes from the one before it")  # fmt: skip
+        mine[key].copy_(model.shard(name, whole[key]) if model else whole[key])
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Returns those tensors whose names start with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def misfit(key: str, where: str) -> PicoError:
-    """Returns the error for a saved tensor that does not fit the run."""
-    return PicoError(f"{key} does not fit the model", where=where,
-                     mend="delete this checkpoint; training resumes from the one before it")  # fmt: skip

@@ -1,10 +1,9 @@
 """Peak arithmetic of GPUs and of this machine, with which the progress of training is compared.
 
 MFU (model FLOPs utilisation; PaLM, arXiv 2204.02311, appendix B) is the share of a machine's peak that goes into the
-model's own matrix products: tokens a second x pico.flops.training_flops_per_token / `peak_flops`.
+model's own matrix products: tokens a second x pico.flops.training_flops_per_token / `find_peak`.
 """
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,12 +57,6 @@ def gpu_of(device_name: str) -> Gpu | None:
     """Returns the published figures of a CUDA device by its name ("NVIDIA H100 80GB HBM3"), or None."""
     words = device_name.replace("-", " ").split()
     return next((gpu for gpu in GPUS.values() if all(word in words for word in gpu.words)), None)
-
-
-@functools.cache
-def peak_flops(device: torch.device, precision: str = "fp32") -> Peak:
-    """Returns what `find_peak` does, measured once for each device and precision."""
-    return find_peak(device, precision)
 
 
 def find_peak(device: torch.device, precision: str = "fp32") -> Peak:

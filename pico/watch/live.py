@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pico.config import Live
 from pico.errors import PicoError
@@ -16,18 +16,10 @@ from pico.errors import PicoError
 FOLDER = Path("live")
 """DVCLive's files: one folder a model."""
 
-
-class Sink(Protocol):
-    """A place where points go."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Takes the values of a step."""
-
-    def sync(self) -> None:
-        """Makes all that was logged visible."""
-
-    def close(self) -> None:
-        """Ends it."""
+Points = list[tuple[int, dict[str, float]]]
+"""Steps with their values."""
+Log = Callable[[Points], None]
+"""Takes points, and makes them visible."""
 
 
 @contextmanager
@@ -39,16 +31,13 @@ def watched(
     history: returns the points in the file of a loss curve, from step 1 on.
     """
     with ExitStack() as stack:
-        sinks: list[Sink] = []
+        logs: list[Log] = []
         if settings.dvclive:
-            sinks.append(_DvcLive(root / FOLDER, model))
+            logs.append(_dvclive(stack, root / FOLDER / model))
         if settings.tensorboard:
-            sinks.append(_TensorBoard(root / "runs" / "tensorboard" / scale / model))
+            logs.append(_tensorboard(stack, root / "runs" / "tensorboard" / scale / model))
         if settings.wandb:
-            sinks.append(_WeightsAndBiases(settings.wandb, model, scale, root / "runs"))
-        for sink in sinks:
-            stack.callback(sink.close)
-
+            logs.append(_weights_and_biases(stack, settings.wandb, model, scale, root / "runs"))
         last = 0
 
         def show(event: dict[str, Any]) -> None:
@@ -58,11 +47,8 @@ def watched(
                 points = history(Path(event["curve"]))[: event["start"]]
             points = [point for point in points if point["step"] > last]  # after a dead worker, steps come again
             last = points[-1]["step"] if points else last
-            for sink in sinks:
-                for point in points:
-                    sink.log(point["step"], _values(point))
-                if points:
-                    sink.sync()
+            for log in logs if points else ():
+                log([(point["step"], _values(point)) for point in points])
 
         yield show
 
@@ -70,77 +56,66 @@ def watched(
 def _values(point: dict[str, Any]) -> dict[str, float]:
     """Returns the values of a point by the name of their curve, but for those that cannot be drawn."""
     names = ("train_loss", "heldout_loss", "learning_rate", "gradient_norm")
-    values = {name: point[name] for name in names}
-    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return {name: point[name] for name in names if point[name] is not None and math.isfinite(point[name])}
 
 
-class _DvcLive:
+def _dvclive(stack: ExitStack, folder: Path) -> Log:
     """`dvc plots show -x step live/*/plots/metrics/train_loss.tsv` draws them, also while training runs.
 
     No dvc.yaml is written for them: below a folder that git ignores, DVC would not look at it.
     """
+    from dvclive import Live as Writer
+    from scmrepo.exceptions import SCMError
 
-    def __init__(self, folder: Path, model: str) -> None:
-        from dvclive import Live as Writer
-        from scmrepo.exceptions import SCMError
+    try:
+        live = Writer(dir=str(folder), dvcyaml=None, save_dvc_exp=False, report=None)
+    except SCMError as error:
+        raise PicoError(f"DVCLive cannot work here: {error}", where="params.yaml: live.dvclive",
+                        mend="make a first commit with git, or set live.dvclive: false") from error  # fmt: skip
+    stack.callback(live.end)
 
-        try:
-            self._live = Writer(dir=str(folder / model), dvcyaml=None, save_dvc_exp=False, report=None)
-        except SCMError as error:
-            raise PicoError(f"DVCLive cannot work here: {error}", where="params.yaml: live.dvclive",
-                            mend="make a first commit with git, or set live.dvclive: false") from error  # fmt: skip
+    def log(points: Points) -> None:
+        for step, values in points:
+            live.step = step
+            for name, value in values.items():
+                live.log_metric(name, value)
+        live.make_summary()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._live.step = step
-        for name, value in values.items():
-            self._live.log_metric(name, value)
-
-    def sync(self) -> None:
-        self._live.make_summary()
-
-    def close(self) -> None:
-        self._live.end()
+    return log
 
 
-class _TensorBoard:
+def _tensorboard(stack: ExitStack, folder: Path) -> Log:
     """`tensorboard --logdir runs/tensorboard` shows them."""
+    import shutil
 
-    def __init__(self, folder: Path) -> None:
-        import shutil
+    from tensorboardX import SummaryWriter
 
-        from tensorboardX import SummaryWriter
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = SummaryWriter(str(folder))
+    stack.callback(writer.close)
 
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(str(folder))
+    def log(points: Points) -> None:
+        for step, values in points:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+        writer.flush()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def sync(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
+    return log
 
 
-class _WeightsAndBiases:
+def _weights_and_biases(stack: ExitStack, project: str, model: str, scale: str, folder: Path) -> Log:
     """A run of the project that live.wandb names. The only part that may speak to the network, as W&B is set to."""
+    try:
+        import wandb
+    except ImportError:
+        raise PicoError("live.wandb is set, but wandb is not installed", where="params.yaml: live.wandb",
+                        mend="pip install 'pico-lab[wandb]', or set live.wandb: null") from None  # fmt: skip
+    folder.mkdir(exist_ok=True)  # else wandb would write to the system's folder for temporary files
+    run = wandb.init(project=project, name=model, group=scale, dir=str(folder))
+    stack.callback(run.finish)
 
-    def __init__(self, project: str, model: str, scale: str, folder: Path) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise PicoError("live.wandb is set, but wandb is not installed", where="params.yaml: live.wandb",
-                            mend="pip install 'pico-lab[wandb]', or set live.wandb: null") from None  # fmt: skip
-        folder.mkdir(exist_ok=True)  # else wandb would write to the system's folder for temporary files
-        self._run = wandb.init(project=project, name=model, group=scale, dir=str(folder))
+    def log(points: Points) -> None:
+        for step, values in points:
+            run.log(values, step=step)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def sync(self) -> None:
-        """W&B does so by itself."""
-
-    def close(self) -> None:
-        self._run.finish()
+    return log

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -67,11 +66,9 @@ class Bar:
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.progress.stop()
-        if error is None and self._task.completed != self._logged:
+        if kind is None and self._task.completed != self._logged:
             self._write_line()
         if self.publish:
             self.publish(self.share)
@@ -110,9 +107,9 @@ class Bar:
         parts = [f"{_amount(task.completed, task.total)} {self.unit}"]
         if task.speed:
             parts.append(f"{task.speed:,.{0 if task.speed >= 100 else 1}f} {self.unit}/s")
-        parts.append(_clock(task.elapsed or 0.0))
+        parts.append(str(timedelta(seconds=int(task.elapsed or 0))))
         if task.time_remaining:
-            parts.append(f"{_clock(task.time_remaining)} left")
+            parts.append(f"{timedelta(seconds=int(task.time_remaining))} left")
         return "  ".join([*parts, task.fields["note"]]).rstrip()
 
     def _write_line(self) -> None:
@@ -136,10 +133,6 @@ def _amount(done: float, total: float | None) -> str:
     if total is None:
         return f"{done:,.0f}"
     return f"{int(done):,}/{total:,}" if isinstance(total, int) else f"{done:,.1f}/{total:,.1f}"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=int(seconds)))
 
 
 class Display:

@@ -23,7 +23,7 @@ def test_batches_come_in_order_and_few_are_made_ahead():
         assert [int(next(batches)[0]) for _ in range(4)] == [3, 4, 5, 6]
         time.sleep(0.2)
         assert len(made) <= 4 + AHEAD + 1
-    assert not [one for one in threading.enumerate() if one.name == "prefetch"]
+    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
     with prefetched(make, 0, 7, CPU) as batches:
         assert [int(one) for (one,) in batches] == list(range(7))
 
