@@ -49,6 +49,7 @@ def make_project(folder: Path, settings: tuple[str, ...], domains: list[str]) ->
     """Settings whose sources are the made corpus."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(ROOT / "conf", folder / "conf", dirs_exist_ok=True)
+    shutil.copy(ROOT / "libraries.yaml", folder)
     sources = [
         {"name": name, "domain": name, "licence": "as its source", "kind": "files", "glob": f"{name}/*.parquet"}
         for name in domains

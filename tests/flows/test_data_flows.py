@@ -55,12 +55,12 @@ def test_tokens_are_published_gates_pass_and_both_are_seen(
         assert {artifact.key for artifact in client.read_artifacts()} >= {"prepare-domains", "validate-gates"}
         tasks = {run.name.rsplit("-", 1)[0] for run in client.read_task_runs(sort=TaskRunSort.END_TIME_DESC)}
     assert tasks >= {
-        "survey",
+        "sample_documents",
         "clean_blocks",
         "hold_out",
         "make_tokenizer",
         "tokenize",
-        "plan",
+        "pack",
         "write_shards",
         "check_gates",
     }
