@@ -7,8 +7,8 @@ given a text, is captured on one fixed batch (see pico.capture.run).
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,7 @@ def _capture_one(checkpoint: Checkpoint, batches: Batches, target: Path) -> None
     training = batches.spec.training
     where = "cpu" if training.device == "cpu" else device()
 
-    def precision() -> AbstractContextManager:
-        return torch.autocast(where, torch.bfloat16, enabled=training.precision == "bf16")
-
+    precision = partial(torch.autocast, where, torch.bfloat16, enabled=training.precision == "bf16")
     with reproducible(training.threads_per_worker, batches.spec.seed):
         model = load_decoder(checkpoint).to(where)
         dynamics, metadata = capture_splits(model, batches, checkpoint.step, precision)

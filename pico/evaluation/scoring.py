@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pico.model import Cache, Decoder
 
@@ -176,7 +177,5 @@ def hidden_of_branches(model: Decoder, trees: Sequence[Tree]) -> Tensor:
 def _padded(texts: Sequence[Sequence[int]], model: Decoder) -> tuple[Tensor, Tensor]:
     """Pads token ids to rows, on the model's device; returns these, and how many of each are real, on the CPU."""
     counts = torch.tensor([len(text) for text in texts])
-    ids = torch.zeros(len(texts), int(counts.max()), dtype=torch.int64)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text, dtype=torch.int64)
+    ids = pad_sequence([torch.tensor(text, dtype=torch.int64) for text in texts], batch_first=True)
     return ids.to(model.embedding_proj.weight.device), counts

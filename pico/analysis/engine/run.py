@@ -7,6 +7,7 @@ factors and measurements lie beside it in sidecars, which outlive a change of se
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import call
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -131,14 +132,18 @@ def analyze_run(
     if sidecars is not None and files:  # what was measured by other versions of them is not looked at
         sidecars = sidecars / f"with_{fingerprint(file_hashes(files))}"
     found = find_checkpoints(run)
-    places = _places(found, name, sidecars, device)
+
+    def place(one: Checkpoint, run: str) -> Place:
+        return Place(one.folder, checkpoint_folder(sidecars, run, one, device) if sidecars else None)
+
+    places = [place(one, name) for one in found]
     n_layers = min(int(one.config["n_layers"]) for one in found)
     of_model = [get_component(component).of_model for component in components]
     chosen = choose_layers(layers, n_layers) if not all(of_model) else []
     measured = [*([MODEL] if any(of_model) else []), *chosen]
     of_run = of_training(tuple(metrics))
     other_places = {
-        other: {one.step: place for one, place in _others(other, others or {}, sidecars, device)}
+        other: {one.step: place(one, Path(other).name) for one in find_checkpoints(_known(other, others or {}))}
         for other in other_runs(compare)
     }
 
@@ -182,7 +187,7 @@ def analyze_run(
     calls = [(parts[index][number],) for index, number in tasks]
     waiting: dict[int, dict[int, list[Row]]] = {}
     for done, (task, rows) in enumerate(
-        spread(_call, calls, workers=workers, gpus=GPU_SHARE * (device != "cpu")), start=1
+        spread(call, calls, workers=workers, gpus=GPU_SHARE * (device != "cpu")), start=1
     ):
         index, number = tasks[task]
         ready = waiting.setdefault(index, {})
@@ -193,7 +198,7 @@ def analyze_run(
         if report:
             report(done, len(tasks))
     if sidecars is not None:
-        drop_others(sidecars, name, {place.sidecars for place in places if place.sidecars})
+        drop_others(sidecars, name, {one.sidecars for one in places if one.sidecars})
     return written
 
 
@@ -214,23 +219,11 @@ def _check_data_types(data_types: Mapping[str, Sequence[str]], metrics: Sequence
             )
 
 
-def _call(part: Part) -> list[Row]:
-    return part()
-
-
-def _places(found: Sequence[Checkpoint], name: str, sidecars: Path | None, device: str) -> list[Place]:
-    """Returns the checkpoints with the folders of their sidecars."""
-    return [Place(one.folder, checkpoint_folder(sidecars, name, one, device) if sidecars else None) for one in found]
-
-
-def _others(
-    name: str, others: Mapping[str, Path], sidecars: Path | None, device: str
-) -> list[tuple[Checkpoint, Place]]:
-    """Returns the checkpoints of another run. Raises PicoError where no such run is known."""
+def _known(name: str, others: Mapping[str, Path]) -> Path:
+    """Returns another run. Raises PicoError where no such run is known."""
     if name not in others:
         raise PicoError(
             f"analysis.compare names the run {name!r}, which is not known",
             mend=f"known are: {', '.join(sorted(others)) or 'none'}",
         )
-    found = find_checkpoints(others[name])
-    return list(zip(found, _places(found, Path(name).name, sidecars, device), strict=True))
+    return others[name]
