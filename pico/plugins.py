@@ -7,9 +7,9 @@ A registry is a plain dict of name -> object that a decorator fills. Whoever own
 loads files into it by `load_user_files`.
 """
 
-import importlib.abc
-import importlib.util
 import inspect
+import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from pico.errors import PicoError
@@ -168,28 +169,14 @@ def _function(entry: Any) -> Any:
     return inspect.unwrap(getattr(entry, "function", entry))
 
 
-class _Loader(importlib.abc.SourceLoader):
-    """Imports a text that is in memory. Nothing is written beside the user's file."""
-
-    def __init__(self, file: UserFile) -> None:
-        self.file = file
-
-    def get_filename(self, fullname: str) -> str:
-        return self.file.path
-
-    def get_data(self, path: Any) -> bytes:
-        if path != self.file.path:
-            raise OSError(f"{path} is not kept")  # compiled code: importlib then compiles the text
-        return self.file.text.encode()
-
-
 def _import(file: UserFile) -> None:
-    spec = importlib.util.spec_from_file_location(file.module_name, file.path, loader=_Loader(file))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    """Runs the text as a module. Nothing is written beside the user's file."""
+    module = ModuleType(file.module_name)
+    module.__file__ = os.path.abspath(file.path)
     sys.modules[file.module_name] = module  # dataclasses and pickle look a module up by its name
-    spec.loader.exec_module(module)
+    # tracebacks show lines of the text, also where the file is not
+    linecache.cache[file.path] = (len(file.text), None, file.text.splitlines(keepends=True), file.path)
+    exec(compile(file.text.encode(), file.path, "exec", dont_inherit=True), vars(module))
 
 
 @contextmanager
