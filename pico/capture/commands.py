@@ -96,16 +96,14 @@ def _capture_own(place: Place, out: Path, own: Own, tokens: Path, report: Callab
     for done, (step, folder) in enumerate(place.folders.items()):
         target = out / "checkpoints" / step_name(step)
         if not (target / MANIFEST).exists():
-            _capture_one(verify(folder), batches, target)
+            _capture_one(verify(folder), batches, target, where)
         if report:
             report(done + 1, len(folders))
 
 
-def _capture_one(checkpoint: Checkpoint, batches: Batches, target: Path) -> None:
+def _capture_one(checkpoint: Checkpoint, batches: Batches, target: Path, where: str) -> None:
     """Captures one checkpoint as its training does: its rows, threads, precision and kind of device."""
     training = batches.spec.training
-    where = "cpu" if training.device == "cpu" else device()
-
     precision = partial(torch.autocast, where, torch.bfloat16, enabled=training.precision == "bf16")
     with reproducible(training.threads_per_worker, batches.spec.seed):
         model = load_decoder(checkpoint).to(where)
