@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from flows.lab.environment import live_forkserver, read_record
 
@@ -21,7 +21,7 @@ ANSWER_SECONDS = 120
 """The time that the fork server may take for its own imports before the stage goes its own way."""
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Runs the command line of the package."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in STAGES:
@@ -38,7 +38,6 @@ def main() -> NoReturn:
             sys.exit(status)
     sys.argv = [sys.argv[0], *arguments[1:]]
     runpy.run_module(f"flows.{stage}", run_name="__main__", alter_sys=True)
-    sys.exit(0)
 
 
 def _connect() -> socket.socket | None:

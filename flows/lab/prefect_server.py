@@ -56,17 +56,13 @@ def prefect_session() -> Iterator[None]:
     Prefect could start one itself, but that one dies of the Ctrl-C that it should record, and outlives a `kill -9`.
     Raises PicoError where the temporary server does not come up.
     """
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        get_current_settings,
-        temporary_settings,
-    )
+    from prefect import settings
 
-    url = get_current_settings().api.url or _start_temporary(Path(os.environ["PREFECT_HOME"]))
+    url = settings.get_current_settings().api.url or _start_temporary(Path(os.environ["PREFECT_HOME"]))
     os.environ["PREFECT_API_URL"] = url  # for the processes that this one starts
     # Nobody listens for the heartbeats, and ending the thread that sends them takes up to a second.
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    changed = {settings.PREFECT_API_URL: url, settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with settings.temporary_settings(changed):
         yield
 
 
