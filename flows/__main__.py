@@ -12,26 +12,24 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from flows.lab.environment import live_forkserver, read_record
 
 STAGES = ("fetch", "fetch_benchmarks", "prepare", "validate", "pretrain", "analyze", "benchmark", "export", "report")
-COLD = ("fetch",)
-"""Stages that change what libraries read as they are imported: fetch may go online, all others may not."""
 ANSWER_SECONDS = 120
 """The time that the fork server may take for its own imports before the stage goes its own way."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Runs the command line of the package."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in STAGES:
         print(f"usage: python -m flows STAGE [--model NAME]; a stage is one of: {', '.join(STAGES)}", file=sys.stderr)
         sys.exit(2)
     stage = arguments[0]
-    if stage not in COLD and (server := _connect(Path.cwd())):
+    # What libraries read as they are imported is another for fetch: it alone may go online.
+    if stage != "fetch" and (server := _connect()):
         try:
             status = _run_in_fork(server, arguments)
         except KeyboardInterrupt:  # before the fork was made; afterwards it is the fork that decides
@@ -40,21 +38,17 @@ def main() -> NoReturn:
             sys.exit(status)
     sys.argv = [sys.argv[0], *arguments[1:]]
     runpy.run_module(f"flows.{stage}", run_name="__main__", alter_sys=True)
-    sys.exit(0)
 
 
-def _connect(root: Path) -> socket.socket | None:
+def _connect() -> socket.socket | None:
     """Connects to the fork server of this clone's lab. Returns None where there is none."""
-    path = live_forkserver(read_record(root))
-    if not path:
-        return None
-    server = socket.socket(socket.AF_UNIX)
-    try:
-        server.connect(path)
-    except OSError:
+    if path := live_forkserver(read_record(Path.cwd())):
+        server = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            server.connect(path)
+            return server
         server.close()
-        return None
-    return server
+    return None
 
 
 def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
@@ -75,7 +69,7 @@ def _run_in_fork(server: socket.socket, arguments: list[str]) -> int | None:
                 with contextlib.suppress(ProcessLookupError):  # it ended; its status is on its way
                     os.kill(answer["process"], number)
 
-            for number in FORWARDED:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
                 signal.signal(number, pass_on)
             return _next(answers).get("status", 1)  # no status: the server was killed, and the stage with it
     except OSError:  # the server ended, or is silent

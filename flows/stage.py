@@ -239,15 +239,12 @@ def _tags(stage: Stage) -> list[str]:
 
 def domain_error(error: BaseException | None) -> PicoError | None:
     """Returns the PicoError in a chain of causes, such as Ray's wrappers of what a worker raised, or None."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        candidate = waiting.pop(0)
+    chain: list[Any] = [error]
+    for candidate in chain:  # grows meanwhile; each may name the other as its cause
         if isinstance(candidate, PicoError):
             return candidate
-        if candidate is not None and id(candidate) not in seen:
-            seen.add(id(candidate))
-            waiting += [candidate.__cause__, getattr(candidate, "cause", None)]
+        causes = [getattr(candidate, name, None) for name in ("__cause__", "cause")]
+        chain += [cause for cause in causes if cause not in chain]
     return None
 
 

@@ -29,12 +29,8 @@ STOP_SECONDS = 60
 """The time that stages may take to save and leave after Ctrl-C before they are killed."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The stage names in the order in which `dvc repro` runs them, and the names that each depends on."""
-
-    order: list[str]
-    needs: dict[str, set[str]]
+Plan = dict[str, set[str]]
+"""The names that each stage depends on, by stage name, in the order in which `dvc repro` runs them."""
 
 
 @dataclass
@@ -106,7 +102,7 @@ def read_plan(targets: list[str]) -> Plan:
             graph = get_active_graph(repo.index.graph)
             stages = collect_stages(repo, targets or ["dvc.yaml"])
             order = plan_repro(graph, stages)
-            return Plan([s.addressing for s in order], {s.addressing: {d.addressing for d in graph[s]} for s in order})
+            return {s.addressing: {d.addressing for d in graph[s]} for s in order}
     except DvcException as error:
         raise PicoError(f"DVC cannot read the graph: {error}", where="dvc.yaml", mend="see: dvc repro --dry") from error
 
@@ -123,7 +119,7 @@ def order_lock(before: list[str], plan: Plan, path: Path = Path("dvc.lock")) -> 
     from dvc.utils.serialize import modify_yaml
 
     now = lock_order(path)
-    rank = {name: place for place, name in enumerate([*before, *(n for n in plan.order if n not in set(before))])}
+    rank = {name: place for place, name in enumerate([*before, *(n for n in plan if n not in set(before))])}
     wanted = sorted(now, key=lambda name: rank.get(name, len(rank)))
     if wanted == now:
         return
@@ -178,8 +174,8 @@ def walk(stage: Stage, plan: Plan) -> None:
     before = lock_order()
     try:
         while True:
-            for name in plan.order:
-                if name not in futures and plan.needs[name] <= rows.keys():
+            for name, needs in plan.items():
+                if name not in futures and needs <= rows.keys():
                     futures[name] = reproduce.with_options(task_run_name=name).submit(name, running, finished)
             if len(rows) + len(failed) == len(futures):
                 break
@@ -194,17 +190,17 @@ def walk(stage: Stage, plan: Plan) -> None:
         raise
     finally:
         order_lock(before, plan)
-    held_back = [name for name in plan.order if name not in futures]
+    held_back = [name for name in plan if name not in futures]
     table = [
         rows.get(name, {"stage": name, "outcome": "failed" if name in failed else "not run", "seconds": None})
-        for name in plan.order
+        for name in plan
     ]
     stage.table("suite", table, "Outcome of every stage of the graph")
     if failed:
         raise PicoError(
-            f"{len(failed)} of {len(plan.order)} stages failed: {', '.join(n for n in plan.order if n in failed)}"
+            f"{len(failed)} of {len(plan)} stages failed: {', '.join(n for n in plan if n in failed)}"
             + (f"\n  not run, because they depend on it: {', '.join(held_back)}" if held_back else ""),
-            where=", ".join(str(LOGS / f"{n.replace('/', '_')}.log") for n in plan.order if n in failed),
+            where=", ".join(str(LOGS / f"{n.replace('/', '_')}.log") for n in plan if n in failed),
             mend="mend what the log says and run the same command again: finished stages are kept",
         )
 

@@ -126,16 +126,13 @@ def files(*entries: str) -> tuple[Path, ...]:
     return tuple(sorted(path for path in found if path.stat().st_size))
 
 
-@cache
-def _data_files(folder: Path) -> tuple[Path, ...]:
-    found: list[Path] = []
+def _data_files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir():
             if path.name != "__pycache__" and not (path / "__init__.py").exists():
-                found += _data_files(path)
+                yield from _data_files(path)
         elif path.suffix not in (".py", ".pyc"):
-            found.append(path)
-    return tuple(found)
+            yield path
 
 
 @cache

@@ -7,9 +7,9 @@ A registry is a plain dict of name -> object that a decorator fills. Whoever own
 loads files into it by `load_user_files`.
 """
 
-import importlib.abc
-import importlib.util
 import inspect
+import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from pico.errors import PicoError
@@ -87,8 +88,8 @@ class Registry(NamedTuple):
 class _Loaded(NamedTuple):
     file: UserFile
     registries: tuple[Registry, ...]
-    added: tuple[tuple[str, ...], ...]
-    """The names that the file added, by registry."""
+    added: dict[str, tuple[str, ...]]
+    """The names that the file added, by the kind of their registry."""
 
 
 _loaded: dict[str, _Loaded] = {}
@@ -103,47 +104,44 @@ def load_user_files(files: Sequence[UserFile], *registries: Registry) -> tuple[t
     before.
     """
     found = [_load(file, registries) for file in files]
-    return tuple(tuple(name for added in found for name in added[index]) for index in range(len(registries)))
+    return tuple(tuple(name for added in found for name in added[registry.kind]) for registry in registries)
 
 
-def _load(file: UserFile, registries: tuple[Registry, ...]) -> list[tuple[str, ...]]:
+def _load(file: UserFile, registries: tuple[Registry, ...]) -> dict[str, tuple[str, ...]]:
     kinds = [registry.kind for registry in registries]
     loaded = _loaded.get(file.path)
     if loaded is not None:
-        known = {registry.kind: names for registry, names in zip(loaded.registries, loaded.added, strict=True)}
-        if loaded.file.text == file.text and all(kind in known for kind in kinds):
-            return [known[kind] for kind in kinds]
+        if loaded.file.text == file.text and all(kind in loaded.added for kind in kinds):
+            return loaded.added
         # One file may add to several registries, whose owners do not know each other: it is then imported for all.
         registries += tuple(registry for registry in loaded.registries if registry.kind not in kinds)
         _unload(_loaded.pop(file.path), registries)
-    before = [dict(registry.entries) for registry in registries]
+    before = {registry.kind: dict(registry.entries) for registry in registries}
     try:
         with named(file):
             _import(file)
-        for registry, former in zip(registries, before, strict=True):
-            _refuse_taken(file, registry, former)
+        for registry in registries:
+            _refuse_taken(file, registry, before[registry.kind])
     except BaseException:
         sys.modules.pop(file.module_name, None)
-        for registry, former in zip(registries, before, strict=True):
+        for registry in registries:
             registry.entries.clear()
-            registry.entries.update(former)
+            registry.entries.update(before[registry.kind])
         raise
-    added = [
-        tuple(sorted(registry.entries.keys() - former.keys()))
-        for registry, former in zip(registries, before, strict=True)
-    ]
-    for registry, names in zip(registries, added, strict=True):
-        for name in names:
+    added = {}
+    for registry in registries:
+        added[registry.kind] = tuple(sorted(registry.entries.keys() - before[registry.kind].keys()))
+        for name in added[registry.kind]:
             registry.entries[name] = registry.guard(registry.entries[name], file)
-    _loaded[file.path] = _Loaded(file, registries, tuple(added))
+    _loaded[file.path] = _Loaded(file, registries, added)
     return added
 
 
 def _unload(loaded: _Loaded, registries: tuple[Registry, ...]) -> None:
     """Removes what a file added, also to registries that were not looked at when it was imported."""
     sys.modules.pop(loaded.file.module_name, None)
-    for registry, names in zip(loaded.registries, loaded.added, strict=True):
-        for name in names:
+    for registry in loaded.registries:
+        for name in loaded.added[registry.kind]:
             registry.entries.pop(name, None)
     for registry in registries:
         for name, entry in list(registry.entries.items()):
@@ -168,28 +166,14 @@ def _function(entry: Any) -> Any:
     return inspect.unwrap(getattr(entry, "function", entry))
 
 
-class _Loader(importlib.abc.SourceLoader):
-    """Imports a text that is in memory. Nothing is written beside the user's file."""
-
-    def __init__(self, file: UserFile) -> None:
-        self.file = file
-
-    def get_filename(self, fullname: str) -> str:
-        return self.file.path
-
-    def get_data(self, path: Any) -> bytes:
-        if path != self.file.path:
-            raise OSError(f"{path} is not kept")  # compiled code: importlib then compiles the text
-        return self.file.text.encode()
-
-
 def _import(file: UserFile) -> None:
-    spec = importlib.util.spec_from_file_location(file.module_name, file.path, loader=_Loader(file))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    """Runs the text as a module. Nothing is written beside the user's file."""
+    module = ModuleType(file.module_name)
+    module.__file__ = os.path.abspath(file.path)
     sys.modules[file.module_name] = module  # dataclasses and pickle look a module up by its name
-    spec.loader.exec_module(module)
+    # tracebacks show lines of the text, also where the file is not
+    linecache.cache[file.path] = (len(file.text), None, file.text.splitlines(keepends=True), file.path)
+    exec(compile(file.text.encode(), file.path, "exec", dont_inherit=True), vars(module))
 
 
 @contextmanager

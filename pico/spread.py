@@ -78,8 +78,7 @@ def release(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def release_memory() -> None:
     """Gives free memory of Arrow's pool and of the C library back, where they can."""
-    arrow = sys.modules.get("pyarrow")
-    if arrow:
+    if arrow := sys.modules.get("pyarrow"):
         arrow.default_memory_pool().release_unused()
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # glibc has it, musl not
         library.malloc_trim(0)

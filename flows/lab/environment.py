@@ -4,13 +4,13 @@ It is set before Prefect, Ray or Hugging Face are imported. Only the standard li
 because `flows/__init__.py` calls `prepare` first thing in every stage.
 """
 
-import http.client
 import json
 import os
 import secrets
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +92,18 @@ def ray_token(root: Path) -> Path:
 
 def read_record(root: Path) -> dict[str, Any]:
     """Returns the lab's record; an empty one where no lab was started here or its record cannot be read."""
-    try:
+    with suppress(OSError, ValueError):
         record = json.loads((root / LAB / "lab.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def live_prefect(record: dict[str, Any]) -> str | None:
     """Returns the API address of the recorded Prefect server, if its process is the recorded one and it answers."""
     entry = record.get("prefect")
-    if not entry or not same_process(entry) or not answers_http(entry["port"], "/api/health"):
-        return None
-    return f"http://127.0.0.1:{entry['port']}/api"
+    if entry and same_process(entry) and answers_http(entry["port"], "/api/health"):
+        return f"http://127.0.0.1:{entry['port']}/api"
+    return None
 
 
 def live_ray(record: dict[str, Any]) -> str | None:
@@ -130,34 +129,27 @@ def same_process(entry: dict[str, Any]) -> bool:
     """Returns whether the process that was recorded still runs; a later one of the same number does not count."""
     import psutil
 
-    try:
+    with suppress(psutil.Error):
         process = psutil.Process(entry["pid"])
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - entry["started"]) < 1
-    except psutil.Error:
-        return False
+    return False
 
 
 def answers_http(port: int, path: str) -> bool:
     """Returns whether 127.0.0.1:port answers GET `path` with 200."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection, suppress(OSError, HTTPException):
         connection.request("GET", path)
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 def is_free(port: int) -> bool:
     """Returns whether a server could listen on 127.0.0.1:port now."""
-    with socket.socket() as probe:
+    with socket.socket() as probe, suppress(OSError, OverflowError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            return False
-    return True
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def any_free_port() -> int:

@@ -3,8 +3,6 @@
 A stage process spends 3 to 6 s importing torch, Prefect, Ray and others; a fork starts with all of it done. Nothing of
 this project is imported beforehand, so stages always run the code on disk. It is started by `pico up` and used by
 `python -m flows`; without it stages run as they would, with the same outs.
-
-`python -m flows.lab.forkserver --socket PATH`.
 """
 
 import argparse
@@ -111,10 +109,8 @@ class Server:
         """Drops, in a fork, what is the server's, and takes over the client's terminal."""
         signal.set_wakeup_fd(-1)
         self.selector.close()
-        self.listener.close()
-        client.close()
-        for other in self.clients.values():
-            other.close()
+        for own in (self.listener, client, *self.clients.values()):
+            own.close()
         for descriptor, wanted in zip(terminal, (0, 1, 2), strict=True):
             os.dup2(descriptor, wanted)
             os.close(descriptor)

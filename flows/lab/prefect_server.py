@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,17 +56,13 @@ def prefect_session() -> Iterator[None]:
     Prefect could start one itself, but that one dies of the Ctrl-C that it should record, and outlives a `kill -9`.
     Raises PicoError where the temporary server does not come up.
     """
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        get_current_settings,
-        temporary_settings,
-    )
+    from prefect import settings
 
-    url = get_current_settings().api.url or _start_temporary(Path(os.environ["PREFECT_HOME"]))
+    url = settings.get_current_settings().api.url or _start_temporary(Path(os.environ["PREFECT_HOME"]))
     os.environ["PREFECT_API_URL"] = url  # for the processes that this one starts
     # Nobody listens for the heartbeats, and ending the thread that sends them takes up to a second.
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    changed = {settings.PREFECT_API_URL: url, settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with settings.temporary_settings(changed):
         yield
 
 
@@ -109,26 +106,20 @@ def shorten_tracebacks() -> None:
 
     for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", ""):
         for handler in logging.getLogger(name).handlers:
-            known = any(isinstance(one, _WithoutTraceback) for one in handler.filters)
+            known = any(isinstance(one, partial) and one.func is _without_traceback for one in handler.filters)
             if isinstance(handler, PrefectConsoleHandler | APILogHandler) and not known:
-                handler.addFilter(_WithoutTraceback(handler, only_domain_errors=isinstance(handler, APILogHandler)))
+                errors = PicoError if isinstance(handler, APILogHandler) else BaseException
+                handler.addFilter(partial(_without_traceback, handler, errors))
 
 
-class _WithoutTraceback(logging.Filter):
-    """Replaces a record that carries a traceback by one that does not, for one handler only."""
-
-    def __init__(self, handler: logging.Handler, *, only_domain_errors: bool) -> None:
-        super().__init__()
-        self.handler, self.only_domain_errors = handler, only_domain_errors
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        raised = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if raised is None or (self.only_domain_errors and not isinstance(raised, PicoError)):
-            return True
-        short = copy.copy(record)
-        short.exc_info = short.exc_text = None
-        self.handler.handle(short)
-        return False
+def _without_traceback(handler: logging.Handler, errors: type[BaseException], record: logging.LogRecord) -> bool:
+    """Replaces a record that carries the traceback of one of `errors` by one that does not, for one handler only."""
+    if not isinstance(record.exc_info, tuple) or not isinstance(record.exc_info[1], errors):
+        return True
+    short = copy.copy(record)
+    short.exc_info = short.exc_text = None
+    handler.handle(short)
+    return False
 
 
 def _leave_with_parent() -> None:

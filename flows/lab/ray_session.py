@@ -34,9 +34,8 @@ def ray_session(root: Path) -> Iterator[None]:
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS") or live_ray(read_record(root))
-    folder = None
-    if not address:
-        folder = ray_folder(root, str(os.getpid()))
+    folder = None if address else ray_folder(root, str(os.getpid()))
+    if folder:
         _sweep(folder)
     try:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}

@@ -135,12 +135,10 @@ def _choose_ports(ports: Mapping[str, int | None], missing: list[str]) -> dict[s
 
 def _holder(port: int) -> str:
     """Returns which program listens on `port`, as far as this user may know."""
-    try:
+    with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        pass
     return ""
 
 
@@ -246,15 +244,13 @@ def _stop(root: Path, record: Record, names: list[str]) -> list[str]:
     return list(running)
 
 
-def _left_in(folders: list[str]) -> list:
-    """Returns this user's processes whose command line names one of the lab's own folders."""
-    found = []
+def _left_in(folders: list[str]) -> Iterator[psutil.Process]:
+    """Yields this user's processes whose command line names one of the lab's own folders."""
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
         ours = uids and uids.real == os.getuid() and process.pid != os.getpid()
         if ours and any(folder in word for word in words for folder in folders):
-            found.append(process)
-    return found
+            yield process
 
 
 def _signal(processes: Iterable, number: int) -> None:

@@ -8,7 +8,7 @@ Everything is given pico-decoder's names and layout, so that a row, a column and
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def _read(path: Path) -> Architecture:
     same = len({modules[name] for name in QKV}) == 1
     if same != (found.fused is not None):
         raise PicoError(f"{path}: fused goes with q, k and v that name one module, and only with it", mend=mend)
-    return replace(found, modules=dict(modules))
+    return found
 
 
 def output_rows(architecture: Architecture, shape: Shape, name: str) -> Tensor | None:

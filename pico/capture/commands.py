@@ -42,7 +42,7 @@ ANALYSIS = "analysis.json"
 class Own:
     """Settings of a capture of a pico run, where they are not those of its training."""
 
-    layers: Sequence[str] | None = None
+    layers: list[str] | None = None
     """Suffixes of module names."""
     batch_size: int | None = None
     positions: int | None = None
@@ -79,7 +79,7 @@ def default_name(place: Place) -> str:
 
 def _capture_own(place: Place, out: Path, own: Own, tokens: Path, report: Callable[[int, int], None] | None) -> None:
     folders = list(place.folders.values())
-    spec = _with_own(_spec(folders[0]), own)
+    spec = _spec(folders[0], own)
     data = data_identity(tokens)
     for folder in folders:
         trained_on = Checkpoint(folder).trainer["identity"]["data"]
@@ -96,16 +96,14 @@ def _capture_own(place: Place, out: Path, own: Own, tokens: Path, report: Callab
     for done, (step, folder) in enumerate(place.folders.items()):
         target = out / "checkpoints" / step_name(step)
         if not (target / MANIFEST).exists():
-            _capture_one(verify(folder), batches, target)
+            _capture_one(verify(folder), batches, target, where)
         if report:
             report(done + 1, len(folders))
 
 
-def _capture_one(checkpoint: Checkpoint, batches: Batches, target: Path) -> None:
+def _capture_one(checkpoint: Checkpoint, batches: Batches, target: Path, where: str) -> None:
     """Captures one checkpoint as its training does: its rows, threads, precision and kind of device."""
     training = batches.spec.training
-    where = "cpu" if training.device == "cpu" else device()
-
     precision = partial(torch.autocast, where, torch.bfloat16, enabled=training.precision == "bf16")
     with reproducible(training.threads_per_worker, batches.spec.seed):
         model = load_decoder(checkpoint).to(where)
@@ -121,7 +119,8 @@ def _capture_one(checkpoint: Checkpoint, batches: Batches, target: Path) -> None
     )
 
 
-def _spec(folder: Path) -> RunSpec:
+def _spec(folder: Path, own: Own) -> RunSpec:
+    """Returns the specification that a checkpoint was trained by, but for what `own` says."""
     trainer = Checkpoint(folder).trainer
     if "identity" not in trainer:
         raise PicoError(
@@ -130,13 +129,8 @@ def _spec(folder: Path) -> RunSpec:
         )
     settings: dict[str, Any] = trainer["identity"]["settings"]
     # how often rescue checkpoints were written is no part of what a checkpoint says, and of no matter here
-    return RunSpec.from_dict({**settings, "checkpoints": {**settings["checkpoints"], "rescue_seconds": 60.0}})
-
-
-def _with_own(spec: RunSpec, own: Own) -> RunSpec:
+    spec = RunSpec.from_dict({**settings, "checkpoints": {**settings["checkpoints"], "rescue_seconds": 60.0}})
     chosen = {name: value for name, value in asdict(own).items() if value is not None}
-    if "layers" in chosen:
-        chosen["layers"] = list(chosen["layers"])
     return replace(spec, learning_dynamics=spec.learning_dynamics.model_copy(update=chosen))
 
 
@@ -155,16 +149,6 @@ def _claim(out: Path, what: dict[str, Any]) -> None:
         write_json(out / CAPTURE, what)
 
 
-@dataclass(frozen=True)
-class Analysed:
-    """The result of an analysis."""
-
-    rows: int
-    """The number of rows of the table."""
-    run: Path
-    """The checkpoints that were measured, in pico's layout: the run itself, or what was captured of another model."""
-
-
 Report = Callable[[str, int, int], None]
 """Called with (`capture` or `measure`, done, in all) after every checkpoint or task."""
 
@@ -180,13 +164,14 @@ def analyze_place(
     files: Sequence[UserFile] = (),
     root: Path = Path("runs"),
     report: Report | None = None,
-) -> Analysed:
+) -> tuple[int, Path]:
     """Captures what is needed, measures it, and writes `out/step_*.parquet`, as `pico analyze` does.
 
-    The table is that of a run (see pico.analysis.engine.table). metrics: None for the default ones. Working state is
-    below `root`: an interrupted analysis goes on there, and other metrics of the same checkpoints find their states
-    captured. Raises PicoError for unknown names, for what cannot be read, and where `out` holds anything but an earlier
-    analysis.
+    Returns the number of the table's rows, and the run that was measured, in pico's layout: the place itself, or what
+    was captured of another model. The table is that of a run (see pico.analysis.engine.table). metrics: None for the
+    default ones. Working state is below `root`: an interrupted analysis goes on there, and other metrics of the same
+    checkpoints find their states captured. Raises PicoError for unknown names, for what cannot be read, and where `out`
+    holds anything but an earlier analysis.
     """
     if out.exists() and not (out / ANALYSIS).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise PicoError(f"{out} exists, and is not an earlier analysis", mend="name another folder with --out")
@@ -196,9 +181,7 @@ def analyze_place(
         get_metric(metric)
     for component in components:
         get_component(component)
-    run, layers = captured_run(
-        place, settings, root, lambda *progress: report("capture", *progress) if report else None
-    )
+    run, layers = captured_run(place, settings, root, partial(report, "capture") if report else None)
     work = analysis_folder(run, name, metrics, components, root, layers=layers, files=files, device=device())
     written = analyze_run(
         run,
@@ -209,7 +192,7 @@ def analyze_place(
         layers=layers,
         files=files,
         device=device(),
-        report=lambda *progress: report("measure", *progress) if report else None,
+        report=partial(report, "measure") if report else None,
     )
     about = {
         "name": name,
@@ -227,4 +210,4 @@ def analyze_place(
             (out / stale).unlink()
         for path in written:
             write_atomic(out / path.name, path.read_bytes())
-    return Analysed(int(read_table(out).num_rows), run)
+    return int(read_table(out).num_rows), run

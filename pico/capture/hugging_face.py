@@ -4,7 +4,7 @@ No code of others is run, nothing is fetched. States have pico-decoder's names a
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,22 +159,21 @@ def capture_states(
     at = captured_positions(rows.shape[1] - 1, positions)
     hooked = {**wanted, **{(layer, RESIDUAL): blocks.blocks[layer] for layer in layers if RESIDUAL in modules}}
     kept: dict[tuple[int, str], list[Tensor]] = {key: [] for key in hooked}
-    parameters: dict[int, Any] = {
-        id(module): module.weight for module in wanted.values()
-    }  # a fused module is there once
+    # a fused module is there once
+    parameters: dict[int, Any] = {id(module): module.weight for module in wanted.values()}
     sums = {key: torch.zeros_like(weight) for key, weight in parameters.items()}
 
-    def hook(key: tuple[int, str], length: Callable[[], int]) -> Any:
+    def hook(key: tuple[int, str]) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             output = output[0] if isinstance(output, tuple) else output  # a block may give its attention, too
             # some models flatten sequences before their MLP
-            outputs = output.detach().reshape(-1, length(), output.shape[-1])[:, at]
+            outputs = output.detach().reshape(-1, rows.shape[1] - 1, output.shape[-1])[:, at]
             kept[key].append(blocks.outputs(key[1], outputs).flatten(0, 1).float().cpu())
 
         return keep
 
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    handles = [module.register_forward_hook(hook(key, lambda: rows.shape[1] - 1)) for key, module in hooked.items()]
+    handles = [module.register_forward_hook(hook(key)) for key, module in hooked.items()]
     try:
         model.requires_grad_(False)
         for weight in parameters.values():
@@ -202,8 +201,8 @@ def capture_states(
     )
 
 
-def _losses(model: Any, rows: Tensor, micro_batch_size: int) -> Any:
-    """Returns the parts of the mean cross-entropy over all targets, one a micro-batch."""
+def _losses(model: Any, rows: Tensor, micro_batch_size: int) -> Iterator[Tensor]:
+    """Yields the parts of the mean cross-entropy over all targets, one a micro-batch."""
     device = next(model.parameters()).device
     count = rows.shape[0] * (rows.shape[1] - 1)
     with torch.enable_grad():

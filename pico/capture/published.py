@@ -26,10 +26,7 @@ PREFIX = "pico_decoder."
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """Returns the decoder's shape: of config.json, those keys that are the decoder's.
-
-    Raises PicoError for missing ones.
-    """
+    """Returns the shape that config.json gives among other keys. Raises PicoError for missing ones."""
     values = read_json(folder / "config.json")
     known = {field.name for field in fields(DecoderConfig)}
     return DecoderConfig.from_dict({name: value for name, value in values.items() if name in known})
@@ -59,7 +56,6 @@ def read_dynamics(folder: Path) -> dict[str, dict[str, Tensor]]:
             if path.is_file():
                 tensors = {_name(name, path): tensor for name, tensor in load_tensors(path).items()}
                 found[f"{split}_{kind}"] = {f"{name}{ending}": tensor for name, tensor in tensors.items()}
-    for split in SPLITS:
         if (f"{split}_activations" in found) != (f"{split}_gradients" in found):
             raise PicoError(
                 f"{folder / 'learning_dynamics'} has not both activations and gradients of {split}",

@@ -92,27 +92,13 @@ def capture_into(run: Path, place: Place, settings: Settings, report: Report | N
         if not (target / MANIFEST).exists():
             made = read(folder, settings)
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(
-                target,
-                model=made.weights,
-                config={**made.config, "layers": made.layers},
-                trainer={"step": step, "tokens": step * settings.tokens_per_step},
-                dynamics=made.dynamics,
-                dynamics_metadata=made.metadata,
-            )
+            write_checkpoint(target, trainer={"step": step, "tokens": step * settings.tokens_per_step}, **made)
         if report:
             report(done + 1, len(place.folders))
 
 
-@dataclass(frozen=True)
-class _Made:
-    """One checkpoint, ready to be written."""
-
-    config: Mapping[str, Any]
-    layers: list[int]
-    weights: Mapping[str, Tensor]
-    dynamics: Mapping[str, Mapping[str, Tensor]]
-    metadata: Mapping[str, Mapping[str, str]] | None = None
+_Made = dict[str, Any]
+"""One checkpoint, ready to be written: arguments of `write_checkpoint`, all but its trainer."""
 
 
 def _pico(folder: Path, settings: Settings) -> _Made:
@@ -126,7 +112,8 @@ def _published(folder: Path, settings: Settings) -> _Made:
     if not dynamics:
         return _decoder(published.load_decoder(folder), weights, folder, settings)
     config = published.read_config(folder)
-    return _Made(config.to_dict(), choose_layers(settings.layers, config.n_layers), weights, dynamics)
+    layers = choose_layers(settings.layers, config.n_layers)
+    return {"model": weights, "config": {**config.to_dict(), "layers": layers}, "dynamics": dynamics}
 
 
 def _decoder(model: Decoder, weights: Mapping[str, Tensor], folder: Path, settings: Settings) -> _Made:
@@ -177,9 +164,12 @@ def _hugging_face(folder: Path, settings: Settings) -> _Made:
 
 
 def _made(config: Mapping[str, Any], layers: list[int], states: States, rows: Tensor, settings: Settings) -> _Made:
-    dynamics = {f"{SPLIT}_activations": states.activations, f"{SPLIT}_gradients": states.gradients}
-    metadata = {f"{SPLIT}_activations": activation_metadata(rows, settings.positions)}
-    return _Made(config, layers, states.weights, dynamics, metadata)
+    return {
+        "model": states.weights,
+        "config": {**config, "layers": layers},
+        "dynamics": {f"{SPLIT}_activations": states.activations, f"{SPLIT}_gradients": states.gradients},
+        "dynamics_metadata": {f"{SPLIT}_activations": activation_metadata(rows, settings.positions)},
+    }
 
 
 def _rows(folder: Path, settings: Settings, context: int, vocab_size: int) -> Tensor:

@@ -105,7 +105,7 @@ def analyze(
     name = name or place.name
     folder = out or Path("analyzed") / name
     with Bar(f"analyze {name}", None, "parts") as bar:
-        made = analyze_place(
+        values, run = analyze_place(
             place,
             settings,
             folder,
@@ -116,8 +116,8 @@ def analyze(
             report=lambda step, done, total: bar.update(done, total, note=step),
         )
         bar.update(note="draw")
-        drawn = len(write_pictures(folder, made.run, name))
-    print(f"{folder} holds {made.rows} values of {len(place.folders)} checkpoints of {name}")
+        drawn = len(write_pictures(folder, run, name))
+    print(f"{folder} holds {values} values of {len(place.folders)} checkpoints of {name}")
     print(f"{drawn} figures are in {folder}/figures; {folder}/explorer.html shows every value")
 
 

@@ -22,7 +22,7 @@ from pico.config.data import HubDataset as HubDataset
 from pico.config.data import PretrainedTokenizer as PretrainedTokenizer
 from pico.config.data import Source as Source
 from pico.config.data import Wheel as Wheel
-from pico.config.model import DecoderConfig, Misfit, Model, Width, decoder_config
+from pico.config.model import WIDTHS, DecoderConfig, Misfit, Model, Width
 from pico.config.training import Checkpoints, LearningDynamics, Live, Schedule, Suite, Training
 from pico.errors import PicoError
 from pico.optimizers import Optimizer
@@ -58,8 +58,13 @@ class Params(Section):
     report: Report
 
     def decoder(self, model: str) -> DecoderConfig:
-        """Returns the shape of one model of the suite. Raises PicoError naming the keys that do not fit together."""
-        return decoder_config(self.model, self.models[model], model)
+        """Returns the shape of one model of the suite. Raises Misfit naming the keys that do not fit together."""
+        values = dict(self.model) | dict(self.models[model])  # type: ignore[call-overload]
+        try:
+            return DecoderConfig(**values)
+        except Misfit as misfit:
+            keys = {name: f"models.{model}.{name}" if name in WIDTHS else f"model.{name}" for name in values}
+            raise Misfit(misfit.rule, misfit.values, keys) from None
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

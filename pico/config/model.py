@@ -165,13 +165,3 @@ else:
     Width = _section(
         "Width", "The widths of one model; nothing else differs between the models of a suite.", list(WIDTHS)
     )
-
-
-def decoder_config(shared: Model, own: Width, name: str) -> DecoderConfig:
-    """Returns the decoder of the model `name` of a suite. Raises Misfit naming the keys of params.yaml."""
-    values = dict(shared) | dict(own)  # type: ignore[call-overload]
-    try:
-        return DecoderConfig(**values)
-    except Misfit as misfit:
-        keys = {field: f"models.{name}.{field}" if field in WIDTHS else f"model.{field}" for field in values}
-        raise Misfit(misfit.rule, misfit.values, keys) from None

@@ -1,8 +1,7 @@
 """A plan of every model of the suite on stated hardware: size, arithmetic, memory, time, disk; or a refusal."""
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -125,7 +124,8 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
         )
 
     room = hardware.memory_bytes - RESERVED_BYTES
-    largest = largest_fitting(training.batch_size // hardware.count, lambda rows: memory(rows).total <= room)
+    share = training.batch_size // hardware.count
+    fitting = (rows for rows in range(1, share + 1) if share % rows == 0 and memory(rows).total <= room)
     flops_per_token = training_flops_per_token(spec.decoder, seq_len)
     tokens = training.steps * training.batch_size * seq_len
     plan = ModelPlan(
@@ -135,18 +135,12 @@ def plan_model(spec: RunSpec, seq_len: int, hardware: Hardware) -> ModelPlan:
         flops_per_token=flops_per_token,
         micro_batch=training.micro_batch_size,
         memory=memory(training.micro_batch_size),
-        largest_micro_batch=largest,
+        largest_micro_batch=max(fitting, default=None),
         hours=flops_per_token * tokens / (hardware.count * hardware.flops * hardware.mfu) / 3600,
         disk=run_disk(spec, seq_len),
         refusal=None,
     )
     return replace(plan, refusal=_refusal(plan, memory(1), room, hardware, training.sharding))
-
-
-def largest_fitting(share: int, fits: Callable[[int], bool]) -> int | None:
-    """Returns the largest divisor of `share` that fits; None where none does."""
-    small = [rows for rows in range(1, math.isqrt(share) + 1) if share % rows == 0]
-    return max((rows for rows in {*small, *(share // rows for rows in small)} if fits(rows)), default=None)
 
 
 def _refusal(plan: ModelPlan, least: Memory, room: int, hardware: Hardware, sharding: str) -> str | None:

@@ -163,8 +163,11 @@ def run_disk(spec: RunSpec, seq_len: int) -> Disk:
     settings, model = spec.learning_dynamics, Decoder(spec.decoder, seed=None)
     layers = chosen_layers(model, settings.layers)
     positions = settings.batch_size * len(captured_positions(seq_len, settings.positions))
-    sizes = (_features(layer) * positions + layer.get_parameter("weight").numel() for layer in layers.values())
-    states = 4 * sum(sizes)
+    states = 0
+    for layer in layers.values():
+        weight = layer.get_parameter("weight")
+        features = weight.shape[-1] if isinstance(layer, nn.Embedding) else weight.shape[0]
+        states += 4 * (features * positions + weight.numel())
     if layers and 2 * settings.noise_batch <= settings.batch_size:  # squared lengths of gradients
         states += 8 * len(list(model.parameters())) * (settings.batch_size // settings.noise_batch + 1)
     return Disk(
@@ -174,9 +177,3 @@ def run_disk(spec: RunSpec, seq_len: int) -> Disk:
         states=moments,
         working=RESCUES_KEPT * (weights + moments),
     )
-
-
-def _features(layer: nn.Module) -> int:
-    """Returns the width of a layer's output."""
-    weight = layer.get_parameter("weight")
-    return weight.shape[-1] if isinstance(layer, nn.Embedding) else weight.shape[0]

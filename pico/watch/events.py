@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pico.config import Training
+from pico.spread import with_threads
 
 if TYPE_CHECKING:
     import torch
@@ -54,14 +55,10 @@ def worker_event(rank: int, device: "torch.device", training: Training) -> dict[
     """Returns the event with which a worker begins: where it runs and, from the first, its device's peak, FLOP/s."""
     event: dict[str, Any] = {"worker": rank, "host": socket.gethostname(), "process": os.getpid()}
     if rank == 0:
-        import torch
-
         from pico.watch.hardware import find_peak
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(training.threads_per_worker)
-        event["peak_flops"] = find_peak(device, training.precision).flops
-        torch.set_num_threads(threads)
+        peak = with_threads(find_peak, (device, training.precision), training.threads_per_worker)
+        event["peak_flops"] = peak.flops
     return event
 
 

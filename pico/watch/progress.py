@@ -136,12 +136,7 @@ def _amount(done: float, total: float | None) -> str:
 
 
 class Display:
-    """Shows the events of a training run in a bar: loss, learning rate, tokens a second, and MFU.
-
-    Args:
-        bar: of the steps.
-        warn: receives the run's warnings.
-    """
+    """Shows the events of a training run in a bar of its steps; `warn` receives the run's warnings."""
 
     def __init__(self, bar: Bar, *, warn: Callable[[str], None]) -> None:
         self.bar, self.warn = bar, warn

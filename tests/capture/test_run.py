@@ -67,10 +67,10 @@ def test_revisions_of_a_hugging_face_model_give_the_usual_table(kind: str, tmp_p
     assert (place.name, place.kind, list(place.folders)) == ("suite", "hugging_face", [0, 512])
     metrics = ["debiased_cka", "per", "relative_change"]
     settings = Settings(**SMALL, tokens_per_step=10)
-    made = analyze_place(place, settings, tmp_path / "out", name=kind, metrics=metrics, root=tmp_path / "runs")
+    count, run = analyze_place(place, settings, tmp_path / "out", name=kind, metrics=metrics, root=tmp_path / "runs")
     rows = read_table(tmp_path / "out").to_pylist()
-    assert len(rows) == made.rows
-    assert {"cka", "spectra"} <= set(write_pictures(tmp_path / "out", made.run, kind))
+    assert len(rows) == count
+    assert {"cka", "spectra"} <= set(write_pictures(tmp_path / "out", run, kind))
     assert {(row["run"], row["step"], row["tokens"]) for row in rows} == {(kind, 0, 0), (kind, 512, 5120)}
     assert {row["metric"] for row in rows} == set(metrics)
     assert {row["split"] for row in rows} == {None, "val"}
