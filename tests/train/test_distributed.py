@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -78,16 +79,19 @@ def test_two_workers_survive_the_death_of_one_and_then_of_the_other(tokens, tmp_
 
 
 def killing(times: int):
-    """Takes events; kills the worker of a run of one, `times` times, each time when it has gone on for a while."""
+    """Takes events; kills the worker of a run of one, `times` times, each time after some rescue checkpoints."""
     starts: list[int] = []
     killed: list[int] = []
+    begun = time.monotonic()
 
     def show(event: dict) -> None:
+        nonlocal begun
         if "worker" in event:
             show.process = event["process"]  # type: ignore[attr-defined]
         elif "start" in event:
             starts.append(event["start"])
-        elif "step" in event and len(killed) < min(times, len(starts)) and event["step"] > starts[-1]:
+            begun = time.monotonic()
+        elif "step" in event and len(killed) < min(times, len(starts)) and time.monotonic() - begun > 1.5:
             killed.append(event["step"])
             os.kill(show.process, signal.SIGKILL)  # type: ignore[attr-defined]
 
