@@ -22,7 +22,8 @@ def make_project(root: Path) -> Path:
     """Makes a folder with the repository's graph and the settings of scale laptop, enough for `pico` and for flows."""
     root.mkdir(parents=True, exist_ok=True)
     shutil.copytree(REPOSITORY / "conf", root / "conf")
-    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    for name in ("dvc.yaml", "libraries.yaml"):
+        shutil.copy(REPOSITORY / name, root)
     write_params(root, compose(root, "laptop", [])[1])
     return root
 

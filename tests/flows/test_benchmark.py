@@ -28,7 +28,7 @@ STEPS = (0, 1, 2, 4, 8)
 class InProcess(Stage):
     """A stage whose work is not spread."""
 
-    def ray(self) -> AbstractContextManager[None]:
+    def ray(self, wanted: bool = True) -> AbstractContextManager[None]:
         return nullcontext()
 
 
